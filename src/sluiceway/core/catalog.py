@@ -1,0 +1,147 @@
+"""The catalog: models, the endpoints that serve them, their prices and limits, and what each may see."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+
+class Clearance(IntEnum):
+    """How sensitive data is; a model sees only data at or below its own clearance."""
+
+    PUBLIC = 0
+    INTERNAL = 1
+    CONFIDENTIAL = 2
+    RESTRICTED = 3
+
+
+class Level(IntEnum):
+    """Stakes, priority and risk share one scale."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    CRITICAL = 3
+
+
+def _named(kind: type[Clearance] | type[Level]) -> Any:
+    names = ", ".join(member.name.lower() for member in kind)
+
+    def parse(value: object) -> object:
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, str) and value.upper() in kind.__members__ and value.islower():
+            return kind[value.upper()]
+        raise ValueError(f"must be one of {names}")
+
+    return parse
+
+
+def _name(value: IntEnum) -> str:
+    return value.name.lower()
+
+
+ClearanceName = Annotated[Clearance, BeforeValidator(_named(Clearance)), PlainSerializer(_name, return_type=str)]
+LevelName = Annotated[Level, BeforeValidator(_named(Level)), PlainSerializer(_name, return_type=str)]
+
+
+class Frozen(BaseModel):
+    """A part of the policy: immutable, and a key it does not know is a fault."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Api(StrEnum):
+    """The wire format a model speaks; `recorded` and `local` answer in-process."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    RECORDED = "recorded"
+    LOCAL = "local"
+
+
+class Endpoint(Frozen):
+    """One URL that serves a model. The key itself is never here: only where to find it."""
+
+    base_url: str
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+    region: str | None = None
+    weight: Annotated[int, Field(ge=1)] = 1
+
+
+class PriceTier(Frozen):
+    """Prices that hold for the whole call once its input reaches `from_tokens`."""
+
+    from_tokens: Annotated[int, Field(ge=0)]
+    input_mtok: Decimal = Decimal(0)
+    cache_read_mtok: Decimal | None = None
+    cache_write_mtok: Decimal | None = None
+    output_mtok: Decimal = Decimal(0)
+
+
+class Price(Frozen):
+    """USD a million tokens, by genai-prices' own names. Without a cache price, cached input costs plain input."""
+
+    input_mtok: Annotated[Decimal, Field(ge=0)] = Decimal(0)
+    cache_read_mtok: Annotated[Decimal, Field(ge=0)] | None = None
+    cache_write_mtok: Annotated[Decimal, Field(ge=0)] | None = None
+    output_mtok: Annotated[Decimal, Field(ge=0)] = Decimal(0)
+    tiers: tuple[PriceTier, ...] = ()
+
+
+class Limits(Frozen):
+    rpm: Annotated[int, Field(ge=1)] | None = None
+    tpm: Annotated[int, Field(ge=1)] | None = None
+    input_tpm: Annotated[int, Field(ge=1)] | None = None
+    output_tpm: Annotated[int, Field(ge=1)] | None = None
+    max_parallel_requests: Annotated[int, Field(ge=1)] | None = None
+
+
+class Params(Frozen):
+    """What is sent with each call. `max_tokens` bounds the answer, and with it the worst cost of a call."""
+
+    max_tokens: Annotated[int, Field(ge=1)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    reasoning_effort: str | None = None
+    seed: int | None = None
+    service_tier: str | None = None
+
+
+class JsonMode(StrEnum):
+    """How a model is held to JSON: `strict` sends the schema, `on` asks for any JSON object, `tool` for a tool call."""
+
+    STRICT = "strict"
+    ON = "on"
+    TOOL = "tool"
+    OFF = "off"
+
+
+class Model(Frozen):
+    """Something that answers. `name` is its key in the policy, `model` its name on the wire."""
+
+    name: str = ""
+    provider: str = ""
+    model: str = ""
+    api: Api = Api.OPENAI
+    tier: str = ""
+    base_url: str | None = None
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+    endpoints: tuple[Endpoint, ...] = ()
+    clearance: ClearanceName = Clearance.INTERNAL
+    context_window: Annotated[int, Field(ge=256)] = 128_000
+    params: Params = Params(max_tokens=1024)
+    json_mode: JsonMode = JsonMode.STRICT
+    logprobs: bool | None = None
+    price: Price | Literal["free"] | None = None
+    limits: Limits = Limits()
+    timeout: Annotated[float, Field(gt=0)] = 30.0  # seconds; the policy file also takes "30s"
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    extra_headers: dict[str, str] = Field(default_factory=dict)
+    file: str | None = None  # recorded, local
+    column: str | None = None  # recorded: the column (CSV) or field (JSONL) that holds this model's answer
+    sha256: str | None = None  # of `file`; demanded where loading it could run code

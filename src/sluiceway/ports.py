@@ -1,0 +1,65 @@
+"""What the inner layers need from the outside, as small Protocols; edges implement them, tests fake them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sluiceway.core.call import Call, Failure, Reply
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One Kafka record as it was read. `timestamp` is in seconds since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: float
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One Kafka record to be written; the partition follows from the key."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+Work = Callable[[Record], Awaitable[Outgoing | None]]
+"""A job's whole work: record in, its one outgoing record out; None settles it with nothing to write (a tombstone).
+
+It never raises for the job's sake. An exception is a Bug: the worker stops with the record unsettled.
+"""
+
+
+class Models(Protocol):
+    """Calls models. Whatever an endpoint does wrong is returned as a Failure; only a Bug raises."""
+
+    async def call(self, call: Call) -> Reply | Failure: ...
+
+    async def close(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Seconds since the epoch that never run backwards while the process lives."""
+
+    def now(self) -> float: ...
+
+    async def sleep_until(self, time: float) -> None: ...
+
+
+class Tokens(Protocol):
+    """Counts and cuts text in tokens of one encoding."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: list[int]) -> str: ...

@@ -42,6 +42,7 @@ class Call:
     endpoint: int
     deadline: float
     job_id: str
+    logprobs: bool = False  # the gate needs them
 
 
 @dataclass(frozen=True, slots=True)

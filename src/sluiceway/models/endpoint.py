@@ -1,0 +1,90 @@
+"""An endpoint: the URL, or the function in this process, that serves a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from sluiceway.core.call import Call, Failure, FailureKind, Reply
+from sluiceway.core.catalog import Api, Endpoint, Model
+from sluiceway.core.errors import InputError
+from sluiceway.models import keys, providers
+from sluiceway.models.openai import OpenAIFormat
+from sluiceway.models.transport import HttpReply, Transport, target
+
+
+class WireFormat(Protocol):
+    """A wire format as pure functions: a Call to a body, a response to a Reply or a Failure."""
+
+    def path(self, base_url: str) -> str: ...
+
+    def headers(self, key: str | None) -> dict[str, str]: ...
+
+    def encode(self, call: Call) -> bytes: ...
+
+    def decode(
+        self, status: int, headers: Mapping[str, str], body: bytes, call: Call, now: float
+    ) -> Reply | Failure: ...
+
+
+class Serves(Protocol):
+    """Answers calls to one model. Whatever goes wrong out there is a Failure."""
+
+    @property
+    def origin(self) -> str: ...
+
+    async def call(self, call: Call) -> Reply | Failure: ...
+
+    async def close(self) -> None: ...
+
+
+class HttpEndpoint:
+    """One model at one URL. `model.api` says in which format; the key is read when this is made."""
+
+    def __init__(
+        self,
+        model: Model,
+        endpoint: Endpoint,
+        transport: Transport,
+        now: Callable[[], float],
+        environ: Mapping[str, str],
+    ) -> None:
+        key = keys.read(model, endpoint, environ)
+        self._format: WireFormat = _format(model)
+        headers = {**model.extra_headers, **self._format.headers(key.reveal() if key else None)}
+        try:
+            self._target = target(self._format.path(endpoint.base_url), headers)
+        except InputError as error:
+            raise InputError(error.reason, f"model {model.name!r}: {error.detail}") from None
+        self._transport = transport
+        self._now = now
+        self.origin = providers.origin(endpoint.base_url)
+
+    async def call(self, call: Call) -> Reply | Failure:
+        answered = await self.exchange(call)
+        if isinstance(answered, Failure):
+            return answered
+        return self.read(answered, call)
+
+    async def exchange(self, call: Call) -> HttpReply | Failure:
+        """The raw response to `call`."""
+        try:
+            body = self._format.encode(call)
+        except InputError:
+            return Failure(FailureKind.INVALID, "bad_text")
+        return await self._transport.post(self._target, body)
+
+    def read(self, answered: HttpReply, call: Call) -> Reply | Failure:
+        return self._format.decode(answered.status, answered.headers, answered.body, call, self._now())
+
+    async def close(self) -> None:
+        """Nothing: the transport is shared, and its owner closes it."""
+
+    def __repr__(self) -> str:
+        return f"HttpEndpoint({self.origin})"
+
+
+def _format(model: Model) -> WireFormat:
+    if model.api is Api.OPENAI:
+        return OpenAIFormat(model)
+    raise InputError("api", f"model {model.name!r}: {model.api} is no HTTP format. Mend: api: openai")

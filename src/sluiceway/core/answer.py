@@ -1,0 +1,151 @@
+"""The answer: reply text -> Answer | Malformed, judged by the task's JSON Schema. Never raises for what a model wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema_rs
+import orjson
+
+from sluiceway.core.task import Kind, Task
+
+Span = tuple[int, int]
+
+_FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A parsed, schema-valid reply. `compared` is what decides whether two answers are the same."""
+
+    value: Any
+    compared: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A reply that is no answer; `problem` is a short code, never the reply's own text."""
+
+    problem: str
+
+
+class AnswerReader:
+    """Reads one task's replies; the schema is compiled once."""
+
+    def __init__(self, task: Task) -> None:
+        self._kind = task.kind
+        self._labels = frozenset(task.labels or ())
+        self._limit = task.text or 0
+        self._compared = task.compared
+        # Linear-time patterns, and no schema from elsewhere: a schema must not hang or open a socket.
+        self._valid = jsonschema_rs.validator_for(
+            task.schema_, pattern_options=jsonschema_rs.RegexOptions(), retriever=_no_retrieval
+        ).is_valid
+
+    def read(self, text: str) -> Answer | Malformed:
+        """The answer in `text`: JSON, JSON in a Markdown fence, a bare label, or for free text the text itself."""
+        if self._kind is Kind.TEXT:
+            return self._free(text)
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            value = self._lenient(text)
+        if not isinstance(value, dict):
+            return Malformed("not_json_object")
+        if self._kind is Kind.TAGS and isinstance(value.get("tags"), list):
+            value = {**value, "tags": _once(value["tags"])}
+        if not self._valid(value):
+            return Malformed("schema_violation")
+        return Answer(value, self.compare(value))
+
+    def compare(self, value: Mapping[str, Any]) -> bytes:
+        """Bytes that are equal for two answers exactly when the task holds them to be the same."""
+        chosen = {name: value.get(name) for name in self._compared}
+        if self._kind is Kind.TAGS:
+            chosen = {name: sorted(part, key=str) if isinstance(part, list) else part for name, part in chosen.items()}
+        return orjson.dumps(chosen, option=orjson.OPT_SORT_KEYS)
+
+    def _free(self, text: str) -> Answer | Malformed:
+        text = text.strip()
+        if not text:
+            return Malformed("empty")
+        if len(text) > self._limit:
+            return Malformed("too_long")
+        value = {"text": text}
+        return Answer(value, orjson.dumps(value))
+
+    def _lenient(self, text: str) -> Any:
+        if self._kind is Kind.LABEL and text.strip() in self._labels:
+            return {"label": text.strip()}
+        match = _FENCED.match(text)
+        if match is not None:
+            try:
+                return orjson.loads(match.group(1))
+            except orjson.JSONDecodeError:
+                return None
+        return None
+
+
+def _no_retrieval(uri: str) -> Any:
+    raise ValueError(f"a schema may not refer to {uri}")
+
+
+def _once(tags: list[Any]) -> list[Any]:
+    seen: list[Any] = []
+    for tag in tags:
+        if tag not in seen:
+            seen.append(tag)
+    return seen
+
+
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def spans(text: str) -> dict[str, list[Span]]:
+    """Where in `text` each top-level field's value stands: one span, or for an array one an element.
+
+    Strings are without their quotes; an empty array or object, a number or a literal is whole. Empty where `text`
+    holds no JSON object.
+    """
+    found: dict[str, list[Span]] = {}
+    at = text.find("{")
+    if at < 0:
+        return found
+    try:
+        at = _skip(text, at + 1)
+        while text[at] == '"':
+            name, at = json.decoder.scanstring(text, at + 1)  # type: ignore[attr-defined]  # stdlib, not in its stub
+            at = _skip(text, _skip(text, at) + 1)
+            found[name], at = _value(text, at)
+            at = _skip(text, at)
+            if text[at] != ",":
+                break
+            at = _skip(text, at + 1)
+    except (ValueError, IndexError, RecursionError):
+        return {}
+    return found
+
+
+def _value(text: str, at: int) -> tuple[list[Span], int]:
+    value, end = _DECODER.raw_decode(text, at)
+    if isinstance(value, str):
+        return [(at + 1, end - 1)] if value else [(at, end)], end
+    if not isinstance(value, list) or not value:
+        return [(at, end)], end
+    elements: list[Span] = []
+    inner = _skip(text, at + 1)
+    for _ in value:
+        spanned, inner = _value(text, inner)
+        elements.append((spanned[0][0], spanned[-1][1]))
+        inner = _skip(text, _skip(text, inner) + 1)
+    return elements, end
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at

@@ -1,0 +1,45 @@
+"""The gate: attempt -> Verdict. The one place where an answer is held to its threshold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sluiceway.core.answer import Answer, Malformed
+from sluiceway.core.call import FinishReason
+from sluiceway.core.task import Gate, ScoreKind
+from sluiceway.core.trail import EscalationReason, Score, VerdictKind
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """accept, or escalate with a reason of the closed set; `held` sends the answer to a person at once."""
+
+    kind: VerdictKind
+    reason: EscalationReason | None = None
+    held: bool = False
+
+
+ACCEPT = Verdict(VerdictKind.ACCEPT)
+
+
+def read(finish: FinishReason, answer: Answer | Malformed) -> Verdict | None:
+    """The verdict on a reply that is no answer, None where there is one to be scored."""
+    if finish is FinishReason.DECLINED:
+        return Verdict(VerdictKind.ESCALATE, EscalationReason.DECLINED)
+    if isinstance(answer, Malformed):
+        return Verdict(VerdictKind.ESCALATE, EscalationReason.MALFORMED)
+    return None
+
+
+def judge(gate: Gate | None, score: Score | None) -> Verdict:
+    """The verdict on a schema-valid answer: its score must reach the threshold."""
+    if gate is None or gate.score is ScoreKind.NONE:
+        return ACCEPT
+    doubt = Verdict(VerdictKind.ESCALATE, EscalationReason.UNCERTAIN)
+    if score is None or score.value is None:
+        if gate.on_error == "accept":
+            return ACCEPT
+        return (
+            Verdict(VerdictKind.ESCALATE, EscalationReason.UNCERTAIN, held=True) if gate.on_error == "review" else doubt
+        )
+    return ACCEPT if score.value >= gate.threshold else doubt

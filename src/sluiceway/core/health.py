@@ -1,0 +1,84 @@
+"""What recent calls say about each model: its p95 latency, whether it is out, and a task's share of failed escalations.
+
+Mutable state with time passed in. (`core/permit.py` of the endpoint engine will refine `out_until` into a breaker.)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_WINDOW = 128  # calls that p95 is taken over
+_FAILURES_IN_A_ROW = 5
+_OUT_SECONDS = 10.0
+_MINUTE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`p95` in seconds, None while too few calls were seen; the model is left alone until `out_until`."""
+
+    p95: float | None = None
+    out_until: float = 0.0
+
+
+@dataclass(slots=True)
+class _Model:
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    failures: int = 0
+    out_until: float = 0.0
+    seen: int = 0
+    p95: float | None = None
+
+
+class HealthBoard:
+    """The health of every model, as calls report it."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Model] = {}
+        self._snapshot: dict[str, Health] = {}
+
+    def observe(self, model: str, seconds: float, *, failed: bool, now: float) -> None:
+        """One call ended. Five transport failures in a row take a model out for ten seconds; one reply brings it back."""
+        state = self._models.setdefault(model, _Model())
+        if failed:
+            state.failures += 1
+            if state.failures >= _FAILURES_IN_A_ROW:
+                state.out_until = now + _OUT_SECONDS
+        else:
+            state.failures, state.out_until = 0, 0.0
+            state.seconds.append(seconds)
+            state.seen += 1
+            if state.seen % 16 == 0:
+                ordered = sorted(state.seconds)
+                state.p95 = ordered[int(0.95 * (len(ordered) - 1))]
+        self._snapshot[model] = Health(state.p95, state.out_until)
+
+    def view(self) -> Mapping[str, Health]:
+        return self._snapshot
+
+
+class FailedShare:
+    """How many of a task's jobs of the last minute may be escalated as `failed`: share x jobs, and always one."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._jobs: deque[float] = deque()
+        self._failed: deque[float] = deque()
+
+    def job(self, now: float) -> None:
+        self._jobs.append(now)
+        self._trim(now)
+
+    def allows(self, now: float) -> bool:
+        self._trim(now)
+        return self._share > 0 and len(self._failed) < max(1.0, self._share * len(self._jobs))
+
+    def failed(self, now: float) -> None:
+        self._failed.append(now)
+
+    def _trim(self, now: float) -> None:
+        for times in (self._jobs, self._failed):
+            while times and times[0] <= now - _MINUTE:
+                times.popleft()

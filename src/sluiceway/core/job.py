@@ -1,0 +1,219 @@
+"""The job: one unit of work as it was published, and what makes bytes not a job.
+
+Whatever is wrong with the bytes raises InputError with a closed reason; nothing else is ever raised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from sluiceway.core.catalog import Clearance, Level
+from sluiceway.core.errors import InputError
+
+SCHEMA = "sluiceway.job/1"
+
+LevelWord = Literal["low", "normal", "high", "critical"]
+ClearanceWord = Literal["public", "internal", "confidential", "restricted"]
+
+
+class Passage(BaseModel):
+    """A piece of text that helps with the job: data, never instructions."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    text: str
+
+
+class JobRecord(BaseModel):
+    """A job as published to the jobs topic. Only `id`, `task` and `input` are needed; unknown fields are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    task: Annotated[str, Field(min_length=1, max_length=128)]
+    input: Annotated[str, Field(min_length=1)] | Annotated[dict[str, Any], Field(min_length=1)]
+    schema_: Annotated[Literal["sluiceway.job/1"] | None, Field(alias="schema")] = None
+    tenant: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    stakes: LevelWord | None = None
+    priority: LevelWord | None = None
+    clearance: ClearanceWord | None = None
+    context: list[Passage] = Field(default_factory=list, max_length=64)
+    expires_at: float | int | Annotated[str, Field(max_length=40)] | None = None  # RFC 3339, or seconds since the epoch
+    round: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the fields of a job stand in a foreign record: JSON Pointers (RFC 6901)."""
+
+    topic: str
+    input: Mapping[str, str]
+    id: str | None = None
+    tenant: str | None = None
+    stakes: str | None = None
+    priority: str | None = None
+    clearance: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job ready to be routed. `text` is all of its input as one text; `origin` names the original record.
+
+    `stakes`, `priority` and `clearance` are what the job declares, None where it is silent.
+    `raw` is the record as published, unknown fields included. `digest` identifies the input bytes.
+    """
+
+    id: str
+    task: str
+    round: int
+    input: str | Mapping[str, Any]
+    text: str
+    origin: str
+    raw: Mapping[str, Any]
+    tenant: str | None = None
+    stakes: Level | None = None
+    priority: Level | None = None
+    clearance: Clearance | None = None
+    context: tuple[Passage, ...] = ()
+    expires_at: float | None = None
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names of the input's fields that are present and not null; a bare text has the one field `text`."""
+        if isinstance(self.input, str):
+            return frozenset(("text",))
+        return frozenset(name for name, value in self.input.items() if value not in (None, "", [], {}))
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(orjson.dumps(self.input, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+_RECORD = TypeAdapter(JobRecord)
+
+
+def load_json(value: bytes) -> Any:
+    """The JSON value of `value`. Raises InputError("undecodable"): bad UTF-8, cut or otherwise broken JSON."""
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise InputError("undecodable", f"not JSON in UTF-8 ({where}); publish one JSON object a record") from None
+
+
+def decode(value: bytes, *, origin: str, default_id: str, source: Source | None = None, task: str = "") -> Job:
+    """The job that `value` holds; `source` (with its `task`) reads it from a foreign shape.
+
+    Raises InputError with reason `undecodable` (not JSON) or `invalid` (JSON of another shape).
+    """
+    tree = load_json(value)
+    if not isinstance(tree, dict):
+        raise InputError("invalid", f"a job is a JSON object, not {_kind(tree)}")
+    return admit(tree if source is None else _foreign(tree, source, task), origin=origin, default_id=default_id)
+
+
+def admit(tree: Mapping[str, Any], *, origin: str, default_id: str) -> Job:
+    """The job of an already parsed record. Raises InputError("invalid") naming each field that is wrong."""
+    try:
+        record = _RECORD.validate_python(tree)
+    except ValidationError as error:
+        raise InputError("invalid", _faults(error)) from None
+    except RecursionError:
+        raise InputError("invalid", "nested too deeply") from None
+    return Job(
+        id=record.id or default_id,
+        task=record.task,
+        round=record.round,
+        input=record.input,
+        text=_text(record.input),
+        origin=origin,
+        raw=tree,
+        tenant=record.tenant,
+        stakes=Level[record.stakes.upper()] if record.stakes else None,
+        priority=Level[record.priority.upper()] if record.priority else None,
+        clearance=Clearance[record.clearance.upper()] if record.clearance else None,
+        context=tuple(record.context),
+        expires_at=_time(record.expires_at),
+    )
+
+
+def _faults(error: ValidationError) -> str:
+    """Where and what, without any of the job's own values."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in fault['loc'][:2]) or 'record'}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_input=False, include_context=False)[:5]
+    )
+
+
+def _kind(value: object) -> str:
+    names = {
+        "list": "array",
+        "str": "string",
+        "NoneType": "null",
+        "int": "number",
+        "float": "number",
+        "bool": "boolean",
+    }
+    return names.get(type(value).__name__, "object")
+
+
+def _text(value: str | Mapping[str, Any]) -> str:
+    if isinstance(value, str):
+        return value
+    if len(value) == 1:
+        (only,) = value.values()
+        if isinstance(only, str):
+            return only
+    return "\n".join(f"{name}: {_plain(part)}" for name, part in value.items() if part is not None)
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _time(value: float | str | None) -> float | None:
+    if value is None or isinstance(value, int | float):
+        return value
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        raise InputError("invalid", "expires_at: not an RFC 3339 time; write 2026-01-31T12:00:00Z") from None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def pointer(tree: Any, path: str) -> Any:
+    """The value at JSON Pointer `path` (RFC 6901), None where there is none."""
+    if path == "":
+        return tree
+    value = tree
+    for part in path.split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict):
+            value = value.get(name)
+        elif isinstance(value, list) and name.isdigit() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return None
+    return value
+
+
+def _foreign(tree: Mapping[str, Any], source: Source, task: str) -> dict[str, Any]:
+    job: dict[str, Any] = {"task": task}
+    found = {name: pointer(tree, path) for name, path in source.input.items()}
+    job["input"] = {name: value for name, value in found.items() if value is not None}
+    if not job["input"]:
+        raise InputError("invalid", f"none of the input pointers {', '.join(source.input.values())} finds a value")
+    for name in ("id", "tenant", "stakes", "priority", "clearance"):
+        path = getattr(source, name)
+        value = None if path is None else pointer(tree, path)
+        if value is not None:
+            job[name] = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return job

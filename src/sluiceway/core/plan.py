@@ -1,0 +1,88 @@
+"""A plan: one task of a policy, compiled once, with all that its cascades share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from sluiceway.core import ledger
+from sluiceway.core.answer import AnswerReader
+from sluiceway.core.call import Request, Usage
+from sluiceway.core.catalog import Model, Price
+from sluiceway.core.policy import Policy
+from sluiceway.core.prompt import Prompt, Text
+from sluiceway.core.route import Router
+from sluiceway.core.task import LOGPROB_SCORES, Gate, Kind, Rung, Task
+from sluiceway.core.tokens import Tokens
+from sluiceway.core.trail import Trail
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    task: Task
+    models: Mapping[str, Model]
+    digest: str  # the policy's
+    prompt: Prompt
+    reader: AnswerReader
+    router: Router
+    tokens: Tokens
+    usd_per_job: int | None  # pico-dollars
+
+    def limit(self, rung: Rung) -> int:
+        """The tokens a request to `rung` may hold: its own limit within what the context window leaves."""
+        model = self.models[rung.model]
+        window = model.context_window - model.params.max_tokens
+        return window if rung.input_tokens is None else min(rung.input_tokens, window)
+
+    def worst_cost(self, model: str, request: Request) -> int:
+        """Pico-dollars a call can cost at most: all input written to the cache, and the longest answer."""
+        known = self.models[model]
+        size = request.input_tokens
+        plain = ledger.cost(Usage(input_uncached=size, output_text=known.params.max_tokens), self.price(model))
+        cached = ledger.cost(Usage(input_cache_write_5m=size, output_text=known.params.max_tokens), self.price(model))
+        return max(plain, cached)
+
+    def price(self, model: str) -> Price:
+        price = self.models[model].price
+        return price if isinstance(price, Price) else Price()
+
+    def wants_logprobs(self, gate: Gate | None) -> bool:
+        return gate is not None and gate.score in LOGPROB_SCORES
+
+    def out_of_scope(self, answer: Mapping[str, Any]) -> bool:
+        """Whether a delivered answer says: not for this task."""
+        word = self.task.out_of_scope
+        if word is None:
+            return False
+        return bool(answer.get("label") == word if self.task.kind is Kind.LABEL else answer.get("tags") == [word])
+
+    def reference_cost(self, trail: Trail, text: Text, reply: str) -> int:
+        """Pico-dollars the reference alone would have cost: what it did cost, else our own token counts at its price."""
+        reference = self.task.reference
+        paid = sum(attempt.cost_picousd for attempt in trail.attempts if attempt.model == reference.model)
+        if paid:
+            return paid
+        size = self.prompt.size(text, self.limit(reference))
+        usage = Usage(input_uncached=size, output_text=len(self.tokens.encode(reply)))
+        return ledger.cost(usage, self.price(reference.model))
+
+
+def compile_plans(policy: Policy, tokens: Tokens) -> dict[str, Plan]:
+    """A plan for each task of `policy`."""
+    return {name: _compile(task, policy, tokens) for name, task in policy.tasks.items()}
+
+
+def _compile(task: Task, policy: Policy, tokens: Tokens) -> Plan:
+    limit = task.budget.usd_per_job
+    return Plan(
+        task=task,
+        models=policy.models,
+        digest=policy.digest,
+        prompt=Prompt(task, tokens),
+        reader=AnswerReader(task),
+        router=Router(task, policy.models),
+        tokens=tokens,
+        usd_per_job=None if limit is None else ledger.from_usd(Decimal(str(limit))),
+    )

@@ -1,0 +1,239 @@
+"""Recording: the steps of one cascade, and the record it ends in. It decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sluiceway.core import ledger
+from sluiceway.core.answer import Answer
+from sluiceway.core.call import Failure, Reply
+from sluiceway.core.health import Health
+from sluiceway.core.job import Job
+from sluiceway.core.outcome import (
+    BAR_NOT_PROVED,
+    Candidate,
+    Escalation,
+    RefusalReason,
+    Result,
+    Review,
+    ReviewReason,
+    Sampled,
+    Status,
+    outcome_id,
+)
+from sluiceway.core.plan import Plan
+from sluiceway.core.route import NoRoute, Route
+from sluiceway.core.rule import Facts
+from sluiceway.core.trail import (
+    Attempt,
+    EscalationReason,
+    PromptFacts,
+    Routed,
+    Score,
+    Step,
+    Trail,
+    VerdictKind,
+    Waited,
+    bounded_reply,
+)
+
+
+class Recorder:
+    """Keeps the trail of one cascade, from that of the escalation it resumes."""
+
+    def __init__(self, plan: Plan, job: Job, role: str, resumed: Escalation | None) -> None:
+        self._plan, self._job, self._role, self._resumed = plan, job, role, resumed
+        self._steps: list[Step] = [] if resumed is None else list(resumed.trail.steps)
+        self._replies = sum(len((attempt.reply or "").encode()) for attempt in resumed.trail.attempts) if resumed else 0
+        self._taken_at = 0.0
+        self._deadline = 0.0
+        self._distributions: dict[str, Mapping[str, float]] = {}
+        self.spent = 0 if resumed is None else resumed.trail.cost_picousd  # pico-dollars
+
+    def begin(self, now: float, deadline: float) -> None:
+        self._taken_at = now if self._resumed is None else self._resumed.trail.taken_at
+        self._deadline = deadline
+
+    def routed(
+        self, route: Route | NoRoute, facts: Facts, health: Mapping[str, Health], day_left: int | None, now: float
+    ) -> None:
+        known: dict[str, Any] = {"tokens": facts.tokens, "chars": facts.chars, "stakes": facts.stakes.name.lower()}
+        known |= {
+            "priority": facts.priority.name.lower(),
+            "risk": facts.risk.name.lower(),
+            "clearance": facts.clearance.name.lower(),
+        }
+        known |= {"fields": sorted(facts.fields), "context": facts.context, "deadline": self._deadline}
+        if facts.language != "und":
+            known["language"] = facts.language
+        if day_left is not None:
+            known["day_left_picousd"] = day_left
+        seen = {rung.model: health[rung.model] for rung in self._plan.task.ladder if rung.model in health}
+        if seen:
+            known["health"] = {name: {"p95": state.p95, "out_until": state.out_until} for name, state in seen.items()}
+        models = tuple(rung.model for rung in route.rungs) if isinstance(route, Route) else ()
+        rule = route.rule if isinstance(route, Route) else None
+        reason = route.detail if isinstance(route, NoRoute) else None
+        self._steps.append(
+            Routed(now, self._role, self._plan.digest, models, dict(route.left_out), rule, known, reason)
+        )
+
+    def leave_out(self, model: str, reason: str) -> None:
+        """A planned rung turned out not to fit: the last route says so."""
+        for number in range(len(self._steps) - 1, -1, -1):
+            step = self._steps[number]
+            if isinstance(step, Routed):
+                left = tuple(name for name in step.models if name != model)
+                out = {**step.left_out, model: reason}
+                self._steps[number] = Routed(
+                    step.at, step.role, step.policy, left, out, step.rule, step.facts, step.reason
+                )
+                return
+
+    def waited(self, now: float, until: float, reason: str) -> None:
+        self._steps.append(Waited(now, until, reason))
+
+    def replied(
+        self,
+        model: str,
+        reply: Reply,
+        answer: Answer | None,
+        score: Score | None,
+        verdict: VerdictKind,
+        reason: str | None,
+        prompt: PromptFacts | None,
+        called_at: float,
+        now: float,
+    ) -> None:
+        cost = ledger.cost(reply.usage, self._plan.price(model))
+        if reply.distribution is not None:
+            self._distributions[model] = reply.distribution
+        text, sha256 = bounded_reply(reply.text, self._replies)
+        self._replies += len((text or "").encode("utf-8", "surrogatepass"))
+        self.spent += cost
+        self._steps.append(
+            Attempt(
+                model=model,
+                tier=self._plan.models[model].tier,
+                at=called_at,
+                seconds=max(0.0, now - called_at),
+                verdict=verdict,
+                reason=reason,
+                policy=self._plan.digest,
+                endpoint=reply.endpoint,
+                model_served=reply.model_served,
+                response_id=reply.response_id,
+                answer=None if answer is None else answer.value,
+                score=score,
+                reply=text,
+                reply_sha256=sha256,
+                finish=reply.finish.value,
+                distribution=_top(reply.distribution),
+                usage=reply.usage,
+                cost_picousd=cost,
+                prompt=prompt,
+            )
+        )
+
+    def failed(
+        self,
+        model: str,
+        failure: Failure,
+        verdict: VerdictKind,
+        prompt: PromptFacts | None,
+        called_at: float,
+        now: float,
+    ) -> None:
+        cost = ledger.cost(failure.usage, self._plan.price(model))
+        self.spent += cost
+        self._steps.append(
+            Attempt(
+                model=model,
+                tier=self._plan.models[model].tier,
+                at=called_at,
+                seconds=max(0.0, now - called_at),
+                verdict=verdict,
+                reason=EscalationReason.FAILED.value,
+                policy=self._plan.digest,
+                endpoint=failure.endpoint,
+                failure=f"{failure.kind.value}: {failure.detail}",
+                retry_after=failure.retry_after,
+                usage=failure.usage,
+                cost_picousd=cost,
+                prompt=prompt,
+            )
+        )
+
+    def keep_distribution(self, model: str, distribution: Mapping[str, float]) -> None:
+        self._distributions[model] = distribution
+
+    def distribution(self, model: str) -> Mapping[str, float] | None:
+        """What local model `model` already said of this job."""
+        return self._distributions.get(model)
+
+    def trail(self, now: float) -> Trail:
+        return Trail(self._job.origin, self._taken_at, max(0.0, self._deadline - now), tuple(self._steps))
+
+    def answered(
+        self, model: str, answer: Answer, score: Score | None, reference_cost: int, propensity: float | None, now: float
+    ) -> Result:
+        job = self._job
+        return Result(
+            **self._common(now),
+            status=Status.ANSWERED,
+            answer=answer.value,
+            model=model,
+            tier=self._plan.models[model].tier,
+            score=None if score is None else score.value,
+            bar=None if self._plan.task.bar is None else BAR_NOT_PROVED,
+            reference_cost_picousd=reference_cost,
+            sampled=None if propensity is None else Sampled(propensity, self._published(job)),
+        )
+
+    def refused(self, reason: RefusalReason, detail: str, now: float) -> Result:
+        return Result(**self._common(now), status=Status.REFUSED, reason=reason, detail=detail)
+
+    def review(self, reason: ReviewReason, detail: str, now: float) -> Review:
+        candidates = tuple(
+            Candidate(step.model, step.answer, step.score.value if step.score else None, step.verdict.value)
+            for step in self._steps
+            if isinstance(step, Attempt) and step.answer is not None
+        )
+        return Review(
+            **self._common(now), reason=reason, detail=detail, job=self._published(self._job), candidates=candidates
+        )
+
+    def escalation(self, reason: EscalationReason, detail: str | None, now: float) -> Escalation:
+        job = self._job
+        return Escalation(
+            job.id, job.round, job.task, reason, self._plan.digest, self.trail(now), self._published(job), detail
+        )
+
+    def _common(self, now: float) -> dict[str, Any]:
+        job = self._job
+        return {
+            "outcome_id": outcome_id(job.id, job.round),
+            "job_id": job.id,
+            "round": job.round,
+            "task": job.task,
+            "tenant": job.tenant,
+            "policy": self._plan.digest,
+            "finished_at": now,
+            "trail": self.trail(now),
+            "cost_picousd": self.spent,
+            "cost_usd": ledger.usd(self.spent),
+            "escalated": None if self._resumed is None else self._resumed.reason,
+        }
+
+    @staticmethod
+    def _published(job: Job) -> dict[str, Any]:
+        """The job as its publisher wrote it, with the id it was given."""
+        return {**job.raw, "id": job.id, "task": job.task, "round": job.round}
+
+
+def _top(distribution: Mapping[str, float] | None) -> Mapping[str, float] | None:
+    """The most likely labels of a local classifier: enough to read, not the whole vector."""
+    if distribution is None or len(distribution) <= 5:
+        return distribution
+    return dict(sorted(distribution.items(), key=lambda item: -item[1])[:5])

@@ -1,0 +1,136 @@
+"""The route: which models of the ladder this job may use, in order, and why each other one is left out.
+
+Decided before any call, on measured facts, what the job declares, and the models' health; never on what a text says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sluiceway.core.catalog import Api, Clearance, Level, Model
+from sluiceway.core.health import Health
+from sluiceway.core.job import Job
+from sluiceway.core.outcome import RefusalReason
+from sluiceway.core.rule import Facts, Rule, parse
+from sluiceway.core.task import Rung, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`rungs` in order of the ladder; `left_out` maps each other model to its reason; `rule` is what raised the start."""
+
+    rungs: tuple[Rung, ...]
+    left_out: Mapping[str, str]
+    rule: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoute:
+    """No model may serve this job: a refusal."""
+
+    reason: RefusalReason
+    detail: str
+    left_out: Mapping[str, str]
+
+
+class Router:
+    """One task's routing, its rules parsed once."""
+
+    def __init__(self, task: Task, models: Mapping[str, Model]) -> None:
+        self._task = task
+        self._models = models
+        self._start: tuple[tuple[Rule, int], ...] = tuple(
+            (parse(start.when), self._position(start.at)) for start in task.start
+        )
+        self._refuse = tuple((parse(refuse.when), refuse.why) for refuse in task.refuse)
+        self._always = tuple(parse(text) for text in task.review.always)
+        rules = [rule for rule, _ in (*self._start, *self._refuse)] + list(self._always)
+        self.needs_language = any("language" in rule.facts for rule in rules)
+
+    def _position(self, name: str) -> int:
+        return next(number for number, rung in enumerate(self._task.ladder) if rung.model == name)
+
+    def facts(self, job: Job, tokens: int, language: str = "und") -> Facts:
+        """What rules can see of `job`: its levels are the higher of its own and the task's."""
+        task = self._task
+        return Facts(
+            tokens=tokens,
+            chars=len(job.text),
+            context=len(job.context),
+            stakes=task.stakes if job.stakes is None else Level(max(job.stakes, task.stakes)),
+            priority=task.priority if job.priority is None else Level(max(job.priority, task.priority)),
+            risk=task.risk,
+            clearance=task.clearance if job.clearance is None else Clearance(max(job.clearance, task.clearance)),
+            fields=job.fields,
+            language=language,
+        )
+
+    def held(self, facts: Facts) -> str | None:
+        """The text of the first review.always rule that holds, None where none does."""
+        return next((rule.text for rule in self._always if rule.holds(facts)), None)
+
+    def plan(self, job: Job, facts: Facts, health: Mapping[str, Health], now: float, left: float) -> Route | NoRoute:
+        """The route of `job` with `left` seconds to its deadline, or why there is none.
+
+        Health leaves a model out only where another cheap one remains: else the cascade treats it as a failed rung, so
+        that an outage of the cheap tier does not send everything to the reference past `failed_share`.
+        """
+        for rule, why in self._refuse:
+            if rule.holds(facts):
+                return NoRoute(RefusalReason.FORBIDDEN, why or f"the policy refuses: {rule.text}", {})
+        lowest, chosen = 0, None
+        for rule, position in self._start:
+            if position > lowest and rule.holds(facts):
+                lowest, chosen = position, rule.text
+        left_out: dict[str, str] = {}
+        rungs: list[Rung] = []
+        for position, rung in enumerate(self._task.ladder):
+            reason = self._barred(rung, job, facts)
+            if reason is None and position < lowest:
+                reason = f"rule: {chosen}"
+            if reason is None:
+                reason = self._too_slow(rung, health, left)
+            if reason is None:
+                rungs.append(rung)
+            else:
+                left_out[rung.model] = reason
+        if not rungs:
+            return self._nothing(facts, left_out, chosen)
+        cheap = [rung for rung in rungs if not self._is_reference(rung)]
+        out = [rung for rung in cheap if (known := health.get(rung.model)) is not None and known.out_until > now]
+        if len(out) < len(cheap):
+            for rung in out:
+                rungs.remove(rung)
+                left_out[rung.model] = "health: it has just failed several times in a row"
+        return Route(tuple(rungs), left_out, chosen)
+
+    def _nothing(self, facts: Facts, left_out: Mapping[str, str], chosen: str | None) -> NoRoute:
+        cause = f" (the rule {chosen!r} left out the cheaper ones)" if chosen else ""
+        if any(reason.startswith("clearance") for reason in left_out.values()):
+            word = facts.clearance.name.lower()
+            return NoRoute(
+                RefusalReason.NO_CLEARED_MODEL, f"no model that could serve it may see {word} data{cause}", left_out
+            )
+        return NoRoute(RefusalReason.TOO_LONG, f"no model can take this job{cause}", left_out)
+
+    def _is_reference(self, rung: Rung) -> bool:
+        return rung.model == self._task.reference.model
+
+    def _barred(self, rung: Rung, job: Job, facts: Facts) -> str | None:
+        """Why `rung` may never serve this job, None where it may."""
+        model = self._models[rung.model]
+        if model.clearance < facts.clearance:
+            return f"clearance: {model.clearance.name.lower()} < {facts.clearance.name.lower()}"
+        if model.api in (Api.LOCAL, Api.RECORDED) and job.context:
+            return "capability: it reads no context passages"
+        window = min(rung.input_tokens or model.context_window, model.context_window - model.params.max_tokens)
+        if self._task.trim == "none" and facts.tokens > window:
+            return f"context window: {facts.tokens} tokens > {window}"
+        return None
+
+    def _too_slow(self, rung: Rung, health: Mapping[str, Health], left: float) -> str | None:
+        known = health.get(rung.model)
+        if known is None or known.p95 is None or known.p95 <= left or self._is_reference(rung):
+            return None
+        return f"deadline: p95 {known.p95:.1f} s > {left:.1f} s left"

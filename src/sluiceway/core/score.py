@@ -1,0 +1,104 @@
+"""The score: a measured confidence in 0..1 of one answer, from logprobs, from votes or from a local classifier.
+
+Never the model's own word about its confidence. A score that can't be computed is None: the gate's `on_error` decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+from sluiceway.core.answer import Span, spans
+from sluiceway.core.call import Reply, TokenLogprob
+from sluiceway.core.task import Gate, ScoreKind
+from sluiceway.core.trail import Score
+
+
+def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_field: bool) -> Score:
+    """The gate's score of a reply that carries the logprobs of its tokens.
+
+    label_logprob: the product of the probabilities of the tokens that overlap a compared field's value; of several
+    fields or elements the lowest. margin: that product less the best alternative's, each alternative being the tokens
+    before it times the best other token there. mean_logprob, answer_logprob: geometric mean, product over all tokens.
+    """
+    tokens = reply.logprobs
+    if not tokens:
+        return _score(gate, None, {})
+    total = sum(token.logprob for token in tokens)
+    features = {"mean_logprob": _p(total / len(tokens)), "answer_logprob": _p(total)}
+    if gate.score in (ScoreKind.MEAN_LOGPROB, ScoreKind.ANSWER_LOGPROB):
+        return _score(gate, features[gate.score.value], features)
+    aligned = _aligned(reply)
+    found = spans(reply.text) if aligned is not None else {}
+    fields: dict[str, float] = {}
+    margins: list[float] = []
+    for name in compared:
+        values = found.get(name, [])
+        if aligned is None or not values:
+            return _score(gate, None, features)
+        measured = [_span(tokens, aligned, _in_bytes(reply.text, span)) for span in values]
+        fields[name] = min(probability for probability, _ in measured)
+        margins.extend(margin for _, margin in measured)
+    features["label_logprob"] = min(fields.values())
+    features["margin"] = min(margins)
+    return _score(gate, features[gate.score.value], features, fields if per_field else None)
+
+
+def from_votes(gate: Gate, draws: Sequence[bytes | None]) -> tuple[Score, bytes | None]:
+    """The share of draws that gave the most common answer, and that answer; None stands for a draw without one."""
+    (answer, count), *_ = Counter(draws).most_common(1)
+    if answer is None:
+        return _score(gate, 0.0, {"draws": float(len(draws))}), None
+    return _score(gate, count / len(draws), {"draws": float(len(draws))}), answer
+
+
+def from_distribution(gate: Gate, label: str, distribution: Mapping[str, float] | None) -> Score:
+    """What a local classifier gives `label`; None where it gave no distribution."""
+    if distribution is None:
+        return _score(gate, None, {})
+    return _score(gate, distribution.get(label, 0.0), {})
+
+
+def _score(
+    gate: Gate, value: float | None, features: Mapping[str, float], fields: Mapping[str, float] | None = None
+) -> Score:
+    return Score(gate.score.value, value, gate.threshold, features, fields)
+
+
+def _p(logprob: float) -> float:
+    return math.exp(min(0.0, max(logprob, -700.0)))
+
+
+def _aligned(reply: Reply) -> list[int] | None:
+    """The byte offset at which each token ends; None where the tokens do not cover the text."""
+    ends = list(accumulate(len(token.token) for token in reply.logprobs))
+    size = len(reply.text) if reply.text.isascii() else len(reply.text.encode("utf-8", "surrogatepass"))
+    return ends if ends and ends[-1] >= size else None
+
+
+def _in_bytes(text: str, span: Span) -> Span:
+    if text.isascii():
+        return span
+    first = len(text[: span[0]].encode("utf-8", "surrogatepass"))
+    return first, first + len(text[span[0] : span[1]].encode("utf-8", "surrogatepass"))
+
+
+def _span(tokens: Sequence[TokenLogprob], ends: Sequence[int], span: Span) -> tuple[float, float]:
+    """Probability and margin of the tokens that overlap the bytes of `span`."""
+    first, last = span
+    before = 0.0
+    best_other = 0.0
+    start = 0
+    for token, end in zip(tokens, ends, strict=True):
+        if start >= last:
+            break
+        if end > first:
+            others = [logprob for other, logprob in token.top if other != token.token]
+            if others:
+                best_other = max(best_other, _p(before + max(others)))
+            before += token.logprob
+        start = end
+    probability = _p(before)
+    return probability, max(0.0, probability - best_other)

@@ -1,0 +1,153 @@
+"""The trail: every step of a job's climb, with its time, cost and the facts it was decided on.
+
+It travels with the job (and is believed only on internal topics), so that an escalation resumes from it, a person can
+read it and `verify` can decide everything again from nothing else. It holds score features, never raw logprobs, and
+reply text only up to a bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from sluiceway.core.call import Usage
+
+REPLY_BYTES = 32_768  # of one reply
+REPLY_BYTES_ALL = 131_072  # of all replies of a trail
+
+
+class VerdictKind(StrEnum):
+    """The gate's verdict on an attempt."""
+
+    ACCEPT = "accept"
+    RETRY = "retry"
+    ESCALATE = "escalate"
+    REFUSE = "refuse"
+
+
+class EscalationReason(StrEnum):
+    """Why a job is handed to the next tier; a closed set in every record's schema."""
+
+    UNCERTAIN = "uncertain"
+    MALFORMED = "malformed"
+    DECLINED = "declined"  # the model would not answer
+    FAILED = "failed"
+    ROUTED = "routed"  # a rule, a limit or the clearance sent it there with no cheap call paid
+    AUDIT = "audit"
+    CREDIT = "credit"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A measured confidence in 0..1 and the line it was held to. `features` are what it was computed from."""
+
+    kind: str
+    value: float | None
+    threshold: float
+    features: Mapping[str, float] = field(default_factory=dict)
+    fields: Mapping[str, float] | None = None  # extraction: one score a field
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFacts:
+    """What was sent: its digest and size, whether the job's text was cut, and which passages went along."""
+
+    digest: str
+    tokens: int
+    trimmed: bool = False
+    context: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
+    passages_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to one model. `at` is epoch seconds, `seconds` its duration, `cost_picousd` pico-dollars."""
+
+    model: str
+    tier: str
+    at: float
+    seconds: float
+    verdict: VerdictKind
+    reason: str | None
+    policy: str
+    endpoint: str = ""
+    model_served: str = ""
+    response_id: str = ""
+    answer: Any = None
+    score: Score | None = None
+    reply: str | None = None
+    reply_sha256: str | None = None
+    finish: str | None = None
+    failure: str | None = None
+    retry_after: float | None = None
+    distribution: Mapping[str, float] | None = None
+    usage: Usage = field(default_factory=Usage)
+    cost_picousd: int = 0
+    prompt: PromptFacts | None = None
+    step: Literal["attempt"] = "attempt"
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A route was decided. `left_out` names each model that is not on it, and why; `facts` is what was known."""
+
+    at: float
+    role: str
+    policy: str
+    models: tuple[str, ...]
+    left_out: Mapping[str, str]
+    rule: str | None
+    facts: Mapping[str, Any]
+    reason: str | None = None
+    step: Literal["routed"] = "routed"
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """The job waited: from `at` to `until`, because of `reason`."""
+
+    at: float
+    until: float
+    reason: str
+    step: Literal["waited"] = "waited"
+
+
+Step = Attempt | Routed | Waited
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """`taken_at`: epoch seconds of the first take. `remaining`: seconds of deadline left when it was handed on."""
+
+    origin: str
+    taken_at: float
+    remaining: float
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        return tuple(step for step in self.steps if isinstance(step, Attempt))
+
+    @property
+    def cost_picousd(self) -> int:
+        return sum(step.cost_picousd for step in self.steps if isinstance(step, Attempt))
+
+    @property
+    def usage(self) -> Usage:
+        total = Usage()
+        for step in self.steps:
+            if isinstance(step, Attempt):
+                total += step.usage
+        return total
+
+
+def bounded_reply(text: str, held: int) -> tuple[str | None, str | None]:
+    """(text, None) while it fits beside the `held` bytes a trail has already, else (None, its sha256)."""
+    size = len(text) if text.isascii() else len(text.encode())
+    if size <= REPLY_BYTES and held + size <= REPLY_BYTES_ALL:
+        return text, None
+    return None, hashlib.sha256(text.encode()).hexdigest()

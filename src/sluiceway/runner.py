@@ -1,0 +1,124 @@
+"""The runner: the one loop that performs what a job's cascade asks, and feeds back what came of it.
+
+It keeps what cascades share (the policy in use, health, budgets, failed shares) and decides nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+from sluiceway.core import job as jobs
+from sluiceway.core import ledger
+from sluiceway.core.call import Call, Failure
+from sluiceway.core.cascade import Ask, Cascade, Conditions, Event, Finish, Role, Wait, Woke
+from sluiceway.core.catalog import Price
+from sluiceway.core.coin import Purpose, coin
+from sluiceway.core.health import FailedShare, HealthBoard
+from sluiceway.core.job import Job
+from sluiceway.core.ledger import DayBudget
+from sluiceway.core.outcome import Escalation, Result, Review
+from sluiceway.core.plan import Plan, compile_plans
+from sluiceway.core.policy import Policy
+from sluiceway.ports import Clock, Meter, Models, Tokens
+
+
+class Runner:
+    """Runs jobs under one policy. `secret` feeds the coins; `language` tells a text's ISO 639-1 code."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        models: Models,
+        *,
+        clock: Clock,
+        tokens: Tokens,
+        meter: Meter,
+        secret: bytes,
+        language: Callable[[str], str] | None = None,
+    ) -> None:
+        self.policy = policy
+        self.plans = compile_plans(policy, tokens)
+        self._models = models
+        self._clock = clock
+        self._meter = meter
+        self._secret = secret
+        self._language = language
+        self._health = HealthBoard()
+        self._shares = {name: FailedShare(task.failed_share) for name, task in policy.tasks.items()}
+        self._days = {
+            name: DayBudget(ledger.from_usd(Decimal(str(task.budget.usd_per_day))), ZoneInfo(task.budget.timezone))
+            for name, task in policy.tasks.items()
+            if task.budget.usd_per_day is not None
+        }
+        self.spent = 0  # pico-dollars, in this process
+
+    async def run(self, job: Job, role: Role = Role.JOBS) -> Result | Review | Escalation:
+        """What this round of `job` comes to in `role`; its task must be one of the policy's."""
+        return await self._climb(self.plans[job.task], job, role, None)
+
+    async def resume(self, escalation: Escalation) -> Result | Review | Escalation:
+        """What the reference makes of an escalated job, from its trail on."""
+        trail = escalation.trail
+        job = jobs.admit(escalation.job, origin=trail.origin, default_id=escalation.job_id)
+        return await self._climb(self.plans[job.task], job, Role.ESCALATIONS, escalation)
+
+    async def _climb(
+        self, plan: Plan, job: Job, role: Role, resumed: Escalation | None
+    ) -> Result | Review | Escalation:
+        def tossed(purpose: Purpose) -> float:
+            return coin(self._secret, purpose, job.origin)
+
+        cascade = Cascade(plan, job, role, tossed, resumed)
+        language = self._language(job.text) if self._language is not None and plan.router.needs_language else "und"
+        started = self._clock.now()
+        share = self._shares[job.task]
+        share.job(started)
+        ask = cascade.start(started, self._conditions(plan, started, language))
+        failed_over = False
+        while not isinstance(ask, Finish):
+            event = await self._perform(ask, plan)
+            now = self._clock.now()
+            ask = cascade.receive(event, now, self._conditions(plan, now, language))
+            if cascade.failed_over and not failed_over:
+                failed_over = True
+                share.failed(now)
+        self._meter.finished(ask.record, known=0 if resumed is None else len(resumed.trail.steps), started=started)
+        return ask.record
+
+    def _conditions(self, plan: Plan, now: float, language: str) -> Conditions:
+        day = self._days.get(plan.task.name)
+        return Conditions(
+            health=self._health.view(),
+            day_left=None if day is None else day.left(now),
+            may_fail=self._shares[plan.task.name].allows(now),
+            language=language,
+        )
+
+    async def _perform(self, ask: Ask, plan: Plan) -> Event:
+        if isinstance(ask, Wait):
+            await self._clock.sleep_until(ask.until)
+            return Woke()
+        assert isinstance(ask, Call)  # noqa: S101  Finish never gets here
+        return await self._pay(ask, plan)
+
+    async def _pay(self, call: Call, plan: Plan) -> Event:
+        """Makes the call with its worst cost reserved from the day's budget, and settles what it did cost."""
+        name = call.model.name
+        price = call.model.price if isinstance(call.model.price, Price) else Price()
+        day = self._days.get(plan.task.name)
+        worst = plan.worst_cost(name, call.request) if day is not None else 0
+        if day is not None:
+            day.reserve(worst)
+        actual = 0
+        try:
+            event = await self._models.call(call)
+            actual = ledger.cost(event.usage, price)
+        finally:
+            now = self._clock.now()
+            self.spent += actual
+            if day is not None:
+                day.settle(worst, actual, now)
+        self._health.observe(name, event.seconds, failed=isinstance(event, Failure), now=now)
+        return event

@@ -9,6 +9,7 @@ from sluiceway.core.call import Call, Failure, FailureKind, Reply
 from sluiceway.core.catalog import Api, Endpoint, Model
 from sluiceway.core.errors import InputError
 from sluiceway.models import keys, providers
+from sluiceway.models.anthropic import AnthropicFormat
 from sluiceway.models.openai import OpenAIFormat
 from sluiceway.models.transport import HttpReply, Transport, target
 
@@ -87,4 +88,6 @@ class HttpEndpoint:
 def _format(model: Model) -> WireFormat:
     if model.api is Api.OPENAI:
         return OpenAIFormat(model)
+    if model.api is Api.ANTHROPIC:
+        return AnthropicFormat(model)
     raise InputError("api", f"model {model.name!r}: {model.api} is no HTTP format. Mend: api: openai")

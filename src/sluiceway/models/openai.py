@@ -6,6 +6,7 @@ exception. Field names: wire-formats, sections 1 and 7.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,7 @@ class OpenAIFormat:
 
     def _answer_form(self, request: Request) -> dict[str, Any]:
         wanted: Any = request.schema
-        name = request.schema_name or "answer"
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", request.schema_name)[:64] or "answer"
         drops = schema.OPENAI_DROPS if self._model.provider in _OWN else frozenset[str]()
         strict = schema.strict(wanted, dropped=drops)
         match self._model.json_mode:

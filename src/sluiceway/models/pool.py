@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 from sluiceway.core.call import Call, Failure, FailureKind, Reply
 from sluiceway.core.catalog import Api, Model
 from sluiceway.core.errors import Bug, InputError
-from sluiceway.models import providers, recorded
+from sluiceway.models import live, local, providers, recorded
 from sluiceway.models.endpoint import HttpEndpoint, Serves
+from sluiceway.models.live import LiveReport
+from sluiceway.models.local import LocalEndpoint
 from sluiceway.models.recorded import RecordedEndpoint, Recording
 from sluiceway.models.tokens import Encoding
 from sluiceway.models.transport import Transport
@@ -72,6 +74,8 @@ class Pool:
                 if model.file not in recordings:
                     recordings[model.file] = recorded.read(model.file)
                 return (RecordedEndpoint(model, recordings[model.file], encoding),)
+            if model.api is Api.LOCAL:
+                return (LocalEndpoint(model, local.load(model)),)
             endpoints = providers.endpoints_of(model)
             if not endpoints:
                 raise InputError(
@@ -120,6 +124,11 @@ class Pool:
         if self._observe is not None:
             self._observe(call.model.name, seconds, result if isinstance(result, Failure) else None)
         return replace(result, endpoint=endpoint.origin, seconds=seconds)
+
+    async def live_check(self, name: str) -> tuple[LiveReport, ...]:
+        """What one real call to each endpoint of that model shows; it costs what such a call costs."""
+        served = self._served[name]
+        return tuple([await live.check(served.model, endpoint, self._clock) for endpoint in served.endpoints])
 
     async def close(self) -> None:
         """Closes all connections. Calls that are still under way end as Failures."""

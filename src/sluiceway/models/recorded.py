@@ -107,7 +107,7 @@ class RecordedEndpoint:
     """Answers calls to one model out of a recording."""
 
     def __init__(self, model: Model, recording: Recording, encoding: Encoding) -> None:
-        columns = [name for name in (model.column, model.name, model.model) if name]
+        columns = [model.column] if model.column else [model.name, model.model]
         column = next((name for name in columns if name in recording.columns), None)
         if column is None:
             known = ", ".join(recording.columns)

@@ -87,9 +87,14 @@ def _nullable(schema: Any) -> bool:
 
 
 def only_property(schema: Mapping[str, Any] | None) -> tuple[str, Mapping[str, Any]] | None:
-    """Name and schema of the one property an answer has: `{"label": ...}`. None where there are more, or none."""
+    """Name and schema of the property that a bare answer belongs under: the only one, else the only one with an enum.
+
+    None where there is no such property.
+    """
     properties = (schema or {}).get("properties")
-    if not isinstance(properties, Mapping) or len(properties) != 1:
+    if not isinstance(properties, Mapping):
         return None
-    ((name, part),) = properties.items()
-    return (name, part) if isinstance(part, Mapping) else None
+    found = [(name, part) for name, part in properties.items() if isinstance(part, Mapping)]
+    if len(found) != 1:
+        found = [(name, part) for name, part in found if "enum" in part]
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,371 @@
+"""The OpenAI format: what is sent, and what every dialect's reply means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request, Usage
+from sluiceway.core.catalog import JsonMode, Model, Params
+from sluiceway.core.errors import InputError
+from sluiceway.models.openai import OpenAIFormat
+
+LABEL = {
+    "type": "object",
+    "properties": {"label": {"type": "string", "enum": ["billing", "login"]}},
+    "required": ["label"],
+    "additionalProperties": False,
+}
+NOW = 1_790_000_000.0
+
+
+def model(**given: Any) -> Model:
+    return Model(**{"name": "cheap", "provider": "openai", "model": "gpt-5.4-mini", **given})
+
+
+def call(of: Model | None = None, *, logprobs: bool = False, **given: Any) -> Call:
+    request = Request(
+        **{
+            "system": "Classify.",
+            "user": "My card is lost",
+            "schema": LABEL,
+            "schema_name": "triage",
+            "input_tokens": 40,
+            "text": "My card is lost",
+            **given,
+        }
+    )
+    return Call(of or model(), request, 0, NOW + 30, "job-1", logprobs)
+
+
+def sent(of: Model, **given: Any) -> dict[str, Any]:
+    body: dict[str, Any] = orjson.loads(OpenAIFormat(of).encode(call(of, **given)))
+    return body
+
+
+def read(body: Any, status: int = 200, headers: dict[str, str] | None = None, **given: Any) -> Reply | Failure:
+    raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    return OpenAIFormat(model()).decode(status, headers or {}, raw, call(**given), NOW)
+
+
+def completion(content: Any = '{"label":"login"}', **given: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content, **given.pop("message", {})}
+    choice = {"index": 0, "finish_reason": "stop", "message": message, **given.pop("choice", {})}
+    usage = {"prompt_tokens": 50, "completion_tokens": 5, "total_tokens": 55}
+    return {"id": "chatcmpl-1", "model": "gpt-5.4-mini-2026", "choices": [choice], "usage": usage, **given}
+
+
+def reply(body: Any, **given: Any) -> Reply:
+    found = read(body, **given)
+    assert isinstance(found, Reply), found
+    return found
+
+
+def failed(body: Any, status: int, headers: dict[str, str] | None = None) -> Failure:
+    found = read(body, status, headers)
+    assert isinstance(found, Failure), found
+    return found
+
+
+def test_the_prompt_goes_out_as_system_and_user_with_the_schema_held_strictly() -> None:
+    """The body holds what the policy says and nothing else."""
+    assert sent(model(params=Params(max_tokens=50, reasoning_effort="none", seed=7))) == {
+        "model": "gpt-5.4-mini",
+        "max_completion_tokens": 50,
+        "reasoning_effort": "none",
+        "seed": 7,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "triage", "strict": True, "schema": LABEL},
+        },
+        "messages": [
+            {"role": "system", "content": "Classify."},
+            {"role": "user", "content": "My card is lost"},
+        ],
+    }
+
+
+def test_bodies_of_one_prompt_differ_only_after_the_same_prefix() -> None:
+    """Prompt caches need a stable prefix; the job's text comes last, whatever it holds."""
+    wire = OpenAIFormat(model(extra_body={"prompt_cache_key": "t"}))
+    first, second = wire.encode(call(user='a "quoted" \u2603')), wire.encode(call(user='"}]} ,'))
+    assert orjson.loads(first)["messages"][1]["content"] == 'a "quoted" \u2603'
+    assert orjson.loads(second)["messages"][1]["content"] == '"}]} ,'
+    assert first.split(b'{"role":"user"')[0] == second.split(b'{"role":"user"')[0]
+
+
+def test_another_schema_under_the_same_name_is_sent_as_it_is() -> None:
+    """A template is never reused for a schema it was not made from."""
+    wire = OpenAIFormat(model())
+    other = {**LABEL, "properties": {"label": {"type": "string", "enum": ["x", "y"]}}}
+    wire.encode(call())
+    body = orjson.loads(wire.encode(call(schema=other)))
+    assert body["response_format"]["json_schema"]["schema"] == other
+
+
+@pytest.mark.parametrize(
+    ("provider", "limit"),
+    [("openai", "max_completion_tokens"), ("azure.ai.openai", "max_completion_tokens"), ("vllm", "max_tokens")],
+)
+def test_the_answer_is_bounded_by_the_name_that_the_provider_knows(provider: str, limit: str) -> None:
+    """OpenAI has renamed the field; most compatible servers know the old name only."""
+    assert sent(model(provider=provider))[limit] == 1024
+
+
+def test_json_modes_ask_in_their_own_way() -> None:
+    """on: any object; tool: a forced call; off and free text: nothing."""
+    assert sent(model(json_mode=JsonMode.ON))["response_format"] == {"type": "json_object"}
+    tool = sent(model(json_mode=JsonMode.TOOL))
+    assert tool["tool_choice"] == {"type": "function", "function": {"name": "triage"}}
+    assert tool["tools"][0]["function"]["parameters"] == LABEL
+    for body in (sent(model(json_mode=JsonMode.OFF)), sent(model(), schema=None)):
+        assert not {"response_format", "tools"} & set(body)
+
+
+def test_a_schema_name_is_written_in_the_letters_that_the_api_takes() -> None:
+    """Names are [A-Za-z0-9_-]{1,64}; a task may be called otherwise."""
+    body = sent(model(), schema_name="tri\u00e4ge.v2")
+    assert body["response_format"]["json_schema"]["name"] == "tri_ge_v2"
+
+
+def test_logprobs_are_asked_for_only_where_the_gate_needs_them_and_the_model_has_them() -> None:
+    """They cost bytes, and some servers answer 400 to the field."""
+    assert "logprobs" not in sent(model())
+    assert sent(model(), logprobs=True)["top_logprobs"] == 5
+    assert "logprobs" not in sent(model(logprobs=False), logprobs=True)
+
+
+def test_extra_body_is_sent_but_may_not_take_over_what_the_policy_decides() -> None:
+    """A `stream: true` there would make every reply unreadable."""
+    assert sent(model(extra_body={"top_k": 20}))["top_k"] == 20
+    with pytest.raises(InputError, match="stream"):
+        OpenAIFormat(model(extra_body={"stream": True}))
+
+
+def test_text_that_is_not_unicode_is_an_input_error() -> None:
+    """A lone surrogate can't be written as UTF-8."""
+    with pytest.raises(InputError):
+        OpenAIFormat(model()).encode(call(user="\ud800"))
+
+
+def test_a_plain_reply_is_read_whole() -> None:
+    """Text, usage, the model that really answered, and the response's id."""
+    found = reply(completion())
+    assert (found.text, found.finish) == ('{"label":"login"}', FinishReason.STOP)
+    assert (found.model_served, found.response_id) == ("gpt-5.4-mini-2026", "chatcmpl-1")
+    assert found.usage == Usage(input_uncached=50, output_text=5)
+
+
+@pytest.mark.parametrize(
+    ("raw", "usage"),
+    [
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 30,
+                "prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 10},
+                "completion_tokens_details": {"reasoning_tokens": 20},
+            },
+            Usage(30, 60, 10, 0, 10, 20),
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": None},
+            Usage(input_uncached=9, output_text=2),
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": None, "prompt_tokens_details": {"cached_tokens": None}},
+            Usage(input_uncached=9),
+        ),
+        # DeepSeek
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 1,
+                "prompt_cache_hit_tokens": 64,
+                "prompt_cache_miss_tokens": 36,
+            },
+            Usage(input_uncached=36, input_cache_read=64, output_text=1),
+        ),
+        # xAI: reasoning stands beside completion_tokens
+        (
+            {
+                "prompt_tokens": 10,
+                "completion_tokens": 3,
+                "total_tokens": 20,
+                "completion_tokens_details": {"reasoning_tokens": 7},
+            },
+            Usage(input_uncached=10, output_text=3, output_reasoning=7),
+        ),
+        # more cached than there was, and a negative count
+        (
+            {"prompt_tokens": 10, "completion_tokens": -3, "prompt_tokens_details": {"cached_tokens": 99}},
+            Usage(input_cache_read=10),
+        ),
+        ({"prompt_tokens": True, "completion_tokens": 4}, Usage(output_text=4)),
+    ],
+)
+def test_usage_becomes_disjoint_counts_in_every_dialect(raw: dict[str, Any], usage: Usage) -> None:
+    """The sum of the fields is what was billed, whatever is null or absent."""
+    assert reply(completion(usage=raw)).usage == usage
+
+
+def test_a_reply_without_usage_is_billed_by_our_own_count() -> None:
+    """It would otherwise seem free."""
+    found = reply(completion(usage=None))
+    assert found.usage.input_uncached == 40
+    assert found.usage.output_text > 0
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "finish"),
+    [
+        (completion(choice={"finish_reason": "length"}), '{"label":"login"}', FinishReason.LENGTH),
+        (completion(None, choice={"finish_reason": "content_filter"}), "", FinishReason.DECLINED),
+        (completion(None, message={"refusal": "I can't."}), "I can't.", FinishReason.DECLINED),
+        (completion(None), "", FinishReason.STOP),
+        (completion([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "ab", FinishReason.STOP),
+        (
+            completion(None, message={"tool_calls": [{"function": {"name": "t", "arguments": '{"a":1}'}}]}),
+            '{"a":1}',
+            FinishReason.STOP,
+        ),
+        (
+            completion("", message={"tool_calls": [{"function": {"name": "t", "arguments": {"a": 1}}}]}),
+            '{"a":1}',
+            FinishReason.STOP,
+        ),
+    ],
+)
+def test_text_and_finish_are_read_wherever_the_dialect_puts_them(body: Any, text: str, finish: FinishReason) -> None:
+    """Content, parts, tool arguments, refusals."""
+    found = reply(body)
+    assert (found.text, found.finish) == (text, finish)
+
+
+def logprobs(*tokens: tuple[str, float], **given: Any) -> dict[str, Any]:
+    entries = [
+        {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": [], **given}
+        for token, logprob in tokens
+    ]
+    return {"choice": {"logprobs": {"content": entries}}}
+
+
+def test_logprobs_joined_are_the_text() -> None:
+    """End tokens, stripped white space and a reasoning part do not count; what can't be aligned is dropped."""
+    text = '{"label":"login"}'
+    exact = [('{"label":"', -0.1), ("login", -0.2), ('"}', 0.0)]
+    for before, after in (([], []), ([("<think>x</think>", -1.0)], []), ([("\n", -1.0)], [("<|im_end|>", -0.5)])):
+        found = reply(completion(text, **logprobs(*before, *exact, *after)))
+        assert [(token.token.decode(), token.logprob) for token in found.logprobs] == exact
+    glued = reply(completion(text, **logprobs((" " + '{"label":"', -0.1), *exact[1:])))
+    assert b"".join(token.token for token in glued.logprobs) == text.encode()
+    assert reply(completion(text, **logprobs(("other", -0.1)))).logprobs == ()
+
+
+def test_a_character_split_over_two_tokens_is_joined_from_their_bytes() -> None:
+    """The token strings hold U+FFFD there; the bytes field is the truth."""
+    entries = [
+        {"token": "\ufffd", "logprob": -0.1, "bytes": [0xC3]},
+        {"token": "\ufffd", "logprob": 0, "bytes": [0xA9]},
+    ]
+    found = reply(completion("\u00e9", choice={"logprobs": {"content": entries}}))
+    assert [token.token for token in found.logprobs] == [b"\xc3", b"\xa9"]
+
+
+def test_alternatives_outside_the_top_20_are_dropped_and_missing_bytes_are_taken_from_the_token() -> None:
+    """OpenAI and vLLM write -9999 there."""
+    top = [{"token": "a", "logprob": -0.1}, {"token": "b", "logprob": -9999.0, "bytes": None}]
+    found = reply(completion("a", **logprobs(("a", -0.1), bytes=None, top_logprobs=top)))
+    assert found.logprobs[0].top == ((b"a", -0.1),)
+
+
+@pytest.mark.parametrize(
+    "entry", [None, {}, {"token": "a"}, {"token": None, "logprob": -1}, {"token": "a", "logprob": "x"}]
+)
+def test_one_unreadable_token_drops_all_logprobs_and_keeps_the_reply(entry: Any) -> None:
+    """A gap would shift every other token."""
+    found = reply(completion("aa", choice={"logprobs": {"content": [{"token": "a", "logprob": -1}, entry]}}))
+    assert (found.text, found.logprobs) == ("aa", ())
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"<html>502</html>", "not_json"),
+        (b"", "not_json"),
+        (b'{"choices": [{"mess', "not_json"),
+        (b"[]", "not_json"),
+        (b'{"choices": []}', "no_choices"),
+        (b'{"choices": {}, "ok": true}', "no_choices"),
+        (b'{"choices": [{"message": "hi"}]}', "no_choices"),
+        (b'{"error": {"message": "upstream"}}', "http_500"),
+    ],
+)
+def test_a_200_without_an_answer_is_transient(body: bytes, detail: str) -> None:
+    """A proxy's page or a cut body may be whole the next time."""
+    assert failed(body, 200) == Failure(FailureKind.TRANSIENT, detail)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "kind", "detail"),
+    [
+        (408, {}, "transient", "http_408"),
+        (409, {}, "transient", "http_409"),
+        (500, {"type": "server_error"}, "transient", "http_500"),
+        (502, {}, "transient", "http_502"),
+        (504, {}, "transient", "http_504"),
+        (429, {"code": "rate_limit_exceeded"}, "overloaded", "rate_limit_exceeded"),
+        (429, {}, "overloaded", "http_429"),
+        (503, {}, "overloaded", "http_503"),
+        (529, {"type": "overloaded_error"}, "overloaded", "overloaded"),
+        (429, {"code": "insufficient_quota"}, "invalid", "insufficient_quota"),
+        (402, {}, "invalid", "insufficient_quota"),
+        (400, {"type": "invalid_request_error"}, "invalid", "http_400"),
+        (400, {"code": "context_length_exceeded"}, "invalid", "context_length_exceeded"),
+        (400, {"message": "This model's maximum context length is 8192"}, "invalid", "context_length_exceeded"),
+        (400, {"type": "exceed_context_size_error", "code": 400}, "invalid", "context_length_exceeded"),
+        (401, {"code": "invalid_api_key"}, "invalid", "invalid_api_key"),
+        (403, {}, "invalid", "http_403"),
+        (404, {"code": "model_not_found"}, "invalid", "model_not_found"),
+        (413, {}, "invalid", "http_413"),
+        (422, {}, "invalid", "http_422"),
+        (302, {}, "invalid", "redirect"),
+    ],
+)
+def test_each_status_has_its_retry_class_and_a_code_from_a_closed_set(
+    status: int, error: dict[str, Any], kind: str, detail: str
+) -> None:
+    """The endpoint's own text never becomes a detail."""
+    found = failed({"error": error}, status)
+    assert (found.kind, found.detail) == (FailureKind(kind), detail)
+
+
+def test_a_filter_that_refuses_with_400_is_a_declined_reply() -> None:
+    """Azure's content filter: the model would not answer, which is no fault of the request's form."""
+    found = reply({"error": {"code": "content_filter"}}, status=400)
+    assert (found.finish, found.usage) == (FinishReason.DECLINED, Usage())
+
+
+def test_x_should_retry_is_believed_both_ways_but_never_against_an_empty_account() -> None:
+    """The server knows better than the status."""
+    assert failed({}, 400, {"x-should-retry": "true"}).kind is FailureKind.TRANSIENT
+    assert failed({}, 500, {"x-should-retry": "false"}).kind is FailureKind.INVALID
+    quota = failed({"error": {"code": "insufficient_quota"}}, 429, {"x-should-retry": "true", "retry-after": "5"})
+    assert (quota.kind, quota.retry_after) == (FailureKind.INVALID, None)
+
+
+def test_the_error_of_an_upstream_in_a_200_has_the_upstreams_class() -> None:
+    """OpenRouter answers 200 with the error of the provider behind it."""
+    found = failed({"error": {"code": 429, "message": "slow down"}}, 200, {"retry-after": "2"})
+    assert (found.kind, found.retry_after) == (FailureKind.OVERLOADED, 2.0)
+
+
+def test_urls_and_keys_go_where_the_provider_expects_them() -> None:
+    """The base URL includes /v1; Azure takes its key in a header of its own."""
+    wire = OpenAIFormat(model())
+    assert wire.path("https://api.openai.com/v1/") == "https://api.openai.com/v1/chat/completions"
+    assert wire.headers("k") == {"authorization": "Bearer k"}
+    assert wire.headers(None) == {}
+    assert OpenAIFormat(model(provider="azure.ai.openai")).headers("k") == {"api-key": "k"}

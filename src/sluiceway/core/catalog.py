@@ -145,3 +145,4 @@ class Model(Frozen):
     file: str | None = None  # recorded, local
     column: str | None = None  # recorded: the column (CSV) or field (JSONL) that holds this model's answer
     sha256: str | None = None  # of `file`; demanded where loading it could run code
+    content: str = ""  # the sha256 that was found, once resolved

@@ -1,7 +1,6 @@
 """The policy: the one file a user writes, validated whole, resolved, and named by a digest that every outcome carries.
 
-`load` finds every fault before it gives up, so that a user mends a file once. What lies outside the file (prompt and
-schema files, providers' addresses and prices) enters through two functions, so that this stays pure.
+`load` finds every fault before it gives up, so that a user mends a file once.
 """
 
 from __future__ import annotations
@@ -9,35 +8,23 @@ from __future__ import annotations
 import difflib
 import hashlib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, Field, ValidationError
 
 from sluiceway.core import document, faults
-from sluiceway.core.catalog import Api, Endpoint, Frozen, Model, Price
-from sluiceway.core.document import Document, Path
-from sluiceway.core.errors import Fault, InputError, PolicyError
-from sluiceway.core.task import Example, Task
-
-
-class Offer(NamedTuple):
-    """What is known of a provider's model outside the policy; None where it is unknown."""
-
-    api: Api | None = None
-    base_url: str | None = None
-    api_key_env: str | None = None
-    price: Price | None = None
-    origin: str = ""  # where the price was found
-    context_window: int | None = None
-    similar: tuple[str, ...] = ()  # model names that look alike, for the mend
-
-
-Offers = Callable[[str, str], Offer]
-Read = Callable[[str], str]
-"""The text of a file named in the policy, relative to it. Raises InputError when it can't be read."""
+from sluiceway.core.catalog import Frozen, Model
+from sluiceway.core.document import Document
+from sluiceway.core.errors import Fault, PolicyError
+from sluiceway.core.resolve import Locate as Locate
+from sluiceway.core.resolve import Offer as Offer
+from sluiceway.core.resolve import Offers as Offers
+from sluiceway.core.resolve import Read as Read
+from sluiceway.core.resolve import Resolver
+from sluiceway.core.task import Task
 
 
 class PolicySpec(Frozen):
@@ -65,23 +52,21 @@ class Policy:
         return any(task.review.sample for task in self.tasks.values())
 
 
-def load(text: str, *, file: str, read: Read, offers: Offers) -> Policy:
+def load(text: str, *, file: str, read: Read, offers: Offers, locate: Locate | None = None) -> Policy:
     """The policy that `text` holds. Raises PolicyError with every fault found: file, line, field, and the mend."""
     doc = document.parse(text, file)
     try:
         spec = PolicySpec.model_validate(doc.data)
     except ValidationError as error:
         raise PolicyError(_in_file_order([*_explain(error, doc), *_loose_ends(doc)])) from None
-    found: list[Fault] = []
-    warnings: list[str] = []
-    prices: dict[str, str] = {}
-    models = {name: _model(name, model, doc, offers, found, warnings, prices) for name, model in spec.models.items()}
-    tasks = {name: _task(name, task, doc, read, found) for name, task in spec.tasks.items()}
-    found.extend(faults.find(models, tasks, doc))
+    resolver = Resolver(doc, read, offers, locate)
+    models = {name: resolver.model(name, model) for name, model in spec.models.items()}
+    tasks = {name: resolver.task(name, task) for name, task in spec.tasks.items()}
+    found = [*resolver.found, *faults.find(models, tasks, doc)]
     if found:
         raise PolicyError(_in_file_order(found))
-    warnings.extend(faults.warn(models, tasks))
-    return Policy(models, tasks, spec.secret_env, _digest(models, tasks), prices, tuple(warnings))
+    warnings = (*resolver.warnings, *faults.warn(models, tasks))
+    return Policy(models, tasks, spec.secret_env, _digest(models, tasks), resolver.prices, warnings)
 
 
 def _in_file_order(found: list[Fault]) -> list[Fault]:
@@ -89,11 +74,12 @@ def _in_file_order(found: list[Fault]) -> list[Fault]:
 
 
 def _digest(models: Mapping[str, Model], tasks: Mapping[str, Task]) -> str:
-    """32 hex digits over all that decides: prompts, schemas, prices, gates. Where a key lies is left out."""
+    """32 hex digits over all that decides: prompts, schemas, prices, gates. Where a key or a file lies is left out."""
     hidden: Any = {
         "api_key_env": True,
         "api_key_file": True,
         "extra_headers": True,
+        "file": True,
         "endpoints": {"__all__": {"api_key_env", "api_key_file"}},
     }
     tree = {
@@ -101,143 +87,6 @@ def _digest(models: Mapping[str, Model], tasks: Mapping[str, Task]) -> str:
         "tasks": {name: task.model_dump(mode="json") for name, task in tasks.items()},
     }
     return hashlib.sha256(orjson.dumps(tree, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
-
-
-def _model(
-    name: str,
-    model: Model,
-    doc: Document,
-    offers: Offers,
-    found: list[Fault],
-    warnings: list[str],
-    prices: dict[str, str],
-) -> Model:
-    offer = offers(model.provider, model.model)
-    path: Path = ("models", name)
-    set_here = model.model_fields_set
-    api = model.api if "api" in set_here else offer.api or Api.OPENAI
-    update: dict[str, Any] = {"name": name, "api": api, "tier": model.tier or name}
-    if api in (Api.OPENAI, Api.ANTHROPIC):
-        update["endpoints"] = _endpoints(model, offer, doc, path, found)
-        if "params" not in set_here:
-            found.append(
-                doc.fault(
-                    (*path, "params"),
-                    "max_tokens is missing",
-                    "add params: {max_tokens: 200}, the longest answer you pay for",
-                )
-            )
-        if not model.model:
-            found.append(
-                doc.fault((*path, "model"), "the model's name is missing", "add model: and its name at the provider")
-            )
-    elif not model.file:
-        found.append(doc.fault((*path, "file"), f"an {api.value} model needs a file", "add file: and its path"))
-    if "context_window" not in set_here and offer.context_window:
-        update["context_window"] = offer.context_window
-    update["price"], prices[name] = _price(name, model, api, offer, doc, path, found, warnings)
-    return model.model_copy(update=update)
-
-
-def _endpoints(model: Model, offer: Offer, doc: Document, path: Path, found: list[Fault]) -> tuple[Endpoint, ...]:
-    url = model.base_url or offer.base_url
-    if model.endpoints and model.base_url:
-        found.append(doc.fault((*path, "base_url"), "base_url and endpoints are both given", "keep one of the two"))
-    endpoints = model.endpoints
-    if not endpoints:
-        if url is None:
-            known = f"no address is known for provider {model.provider!r}"
-            found.append(doc.fault((*path, "base_url"), known, "add base_url: https://..., or use a known provider"))
-            return ()
-        endpoints = (Endpoint(base_url=url),)
-    inherited = {"api_key_env": model.api_key_env, "api_key_file": model.api_key_file}
-    if not any(inherited.values()):
-        inherited["api_key_env"] = offer.api_key_env
-    for endpoint in endpoints:
-        if not endpoint.base_url.startswith(("https://", "http://")):
-            found.append(doc.fault((*path, "base_url"), f"{endpoint.base_url!r} is not a URL", "write https://host/v1"))
-    return tuple(
-        endpoint if endpoint.api_key_env or endpoint.api_key_file else endpoint.model_copy(update=inherited)
-        for endpoint in endpoints
-    )
-
-
-def _price(
-    name: str, model: Model, api: Api, offer: Offer, doc: Document, path: Path, found: list[Fault], warnings: list[str]
-) -> tuple[Price, str]:
-    if isinstance(model.price, Price):
-        if offer.price is not None and _differs(model.price, offer.price):
-            warnings.append(f"models.{name}: the price written here differs from {offer.origin}")
-        return model.price, "this policy"
-    if model.price == "free":
-        return Price(), "free, by this policy"
-    if offer.price is not None:
-        return offer.price, offer.origin
-    if api is Api.LOCAL:
-        return Price(), "free (runs in the worker)"
-    known = f"; known there: {', '.join(offer.similar)}" if offer.similar else ""
-    found.append(
-        doc.fault(
-            (*path, "price"),
-            f"no price is known for {model.provider or 'no provider'}/{model.model or name}",
-            f"add price: {{input_mtok: .., output_mtok: ..}} in USD a million tokens, or price: free{known}",
-        )
-    )
-    return Price(), "unknown"
-
-
-def _differs(written: Price, listed: Price) -> bool:
-    names = ("input_mtok", "cache_read_mtok", "cache_write_mtok", "output_mtok")
-    return any(getattr(written, key) != getattr(listed, key) for key in names if key in written.model_fields_set)
-
-
-def _task(name: str, task: Task, doc: Document, read: Read, found: list[Fault]) -> Task:
-    """The task with the files it names read in."""
-    path: Path = ("tasks", name)
-    update: dict[str, Any] = {"name": name}
-
-    def content(key: str, file: str) -> str:
-        try:
-            return read(file)
-        except InputError as error:
-            found.append(
-                doc.fault(
-                    (*path, key), error.detail, "correct the path (it is relative to the policy) or create the file"
-                )
-            )
-            return ""
-
-    if "\n" not in task.prompt and task.prompt.endswith((".j2", ".jinja", ".txt", ".md")):
-        update["prompt"] = content("prompt", task.prompt) or "missing"
-    if isinstance(task.output, str):
-        schema = content("output", task.output)
-        try:
-            update["output"] = orjson.loads(schema) if schema else {}
-        except orjson.JSONDecodeError as error:
-            update["output"] = {}
-            found.append(
-                doc.fault((*path, "output"), f"{task.output} is not JSON: {error}", "write a JSON Schema in it")
-            )
-    if task.examples is not None:
-        update["shown"] = _examples(content("examples", task.examples), (*path, "examples"), doc, found)
-    return task.model_copy(update=update)
-
-
-def _examples(text: str, path: Path, doc: Document, found: list[Fault]) -> tuple[Example, ...]:
-    examples = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                examples.append(Example.model_validate_json(line))
-            except ValidationError:
-                found.append(
-                    doc.fault(
-                        path,
-                        f"line {number} of the examples is not {{id, input, answer}}",
-                        "write one JSON object a line",
-                    )
-                )
-    return tuple(examples)
 
 
 def _loose_ends(doc: Document) -> list[Fault]:

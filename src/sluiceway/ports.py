@@ -64,5 +64,5 @@ class Clock(Protocol):
 class Meter(Protocol):
     """Counts what happened; never decides, never raises."""
 
-    def finished(self, record: Result | Review | Escalation, *, known: int, started: float) -> None:
+    def finished(self, record: Result | Review | Escalation, *, known: int) -> None:
         """A cascade ended in `record`; the first `known` steps of its trail were counted by an earlier role."""

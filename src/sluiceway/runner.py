@@ -84,7 +84,7 @@ class Runner:
             if cascade.failed_over and not failed_over:
                 failed_over = True
                 share.failed(now)
-        self._meter.finished(ask.record, known=0 if resumed is None else len(resumed.trail.steps), started=started)
+        self._meter.finished(ask.record, known=0 if resumed is None else len(resumed.trail.steps))
         return ask.record
 
     def _conditions(self, plan: Plan, now: float, language: str) -> Conditions:

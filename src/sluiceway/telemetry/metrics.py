@@ -1,0 +1,105 @@
+"""Every metric, declared once. Base units, no payloads; labels are names from the policy or from closed sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from sluiceway import __version__
+from sluiceway.core import ledger
+from sluiceway.core.outcome import Escalation, Result, Review, Status
+from sluiceway.core.trail import Attempt
+
+_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """The metrics of one process, in a registry of their own. Implements the meters of the runner and of Kafka."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        self.jobs = counter("sluiceway_jobs", "Rounds of jobs that ended, by outcome.", ("task", "outcome"))
+        self.attempts = counter(
+            "sluiceway_attempts",
+            "Calls to models, by the gate's verdict.",
+            ("task", "model", "tier", "verdict"),
+            registry=self.registry,
+        )
+        self.escalations = counter(
+            "sluiceway_escalations", "Jobs handed to the reference, by reason.", ("task", "reason")
+        )
+        self.refusals = counter("sluiceway_refusals", "Jobs refused, by reason.", ("task", "reason"))
+        self.cost = counter("sluiceway_cost_usd", "US dollars spent on attempts, failed ones too.", ("task", "model"))
+        self.reference_cost = counter(
+            "sluiceway_reference_cost_usd", "US dollars the reference alone would have cost.", ("task",)
+        )
+        self.tokens = counter("sluiceway_tokens", "Metered tokens.", ("model", "type"))
+        self.duration = Histogram(
+            "sluiceway_job_duration_seconds",
+            "From a job's first take to its outcome, time waiting in topics included.",
+            ("task", "outcome"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.taken = counter("sluiceway_taken", "Records taken from a topic.", ("consumergroup", "topic"))
+        self.settled = counter("sluiceway_settled", "Records settled.", ("consumergroup", "topic"))
+        self.in_flight = gauge("sluiceway_jobs_in_flight", "Jobs taken and not yet settled.", ("consumergroup",))
+        self.lag = gauge("sluiceway_consumer_lag", "Records not yet settled.", ("consumergroup", "topic", "partition"))
+        self.last_commit = gauge(
+            "sluiceway_last_commit_timestamp_seconds", "When offsets were last committed.", ("consumergroup",)
+        )
+        self.watermark_age = gauge(
+            "sluiceway_watermark_age_seconds",
+            "How long the oldest unsettled record has been held.",
+            ("consumergroup",),
+            registry=self.registry,
+        )
+        self.notices = counter("sluiceway_notices", "Notices of the Kafka layer, by kind.", ("event",))
+        self._build = gauge("sluiceway_build_info", "Always 1; the labels tell what runs.", ("version", "policy"))
+
+    def policy(self, digest: str) -> None:
+        """The policy in use; an older one's series ends."""
+        self._build.clear()
+        self._build.labels(__version__, digest).set(1)
+
+    def finished(self, record: Result | Review | Escalation, *, known: int) -> None:
+        """Counts a cascade's end and the attempts it made; the first `known` steps were counted by an earlier role."""
+        task = record.task
+        self._attempts(task, (step for step in record.trail.steps[known:] if isinstance(step, Attempt)))
+        if isinstance(record, Escalation):
+            self.escalations.labels(task, record.reason.value).inc()
+            return
+        outcome = "review" if isinstance(record, Review) else record.status.value
+        if isinstance(record, Result):
+            if record.status is Status.REFUSED and record.reason is not None:
+                self.refusals.labels(task, record.reason.value).inc()
+            if record.reference_cost_picousd is not None:
+                self.reference_cost.labels(task).inc(ledger.usd(record.reference_cost_picousd))
+        self.jobs.labels(task, outcome).inc()
+        self.duration.labels(task, outcome).observe(max(0.0, record.finished_at - record.trail.taken_at))
+
+    def dead_letter(self, task: str) -> None:
+        """Counts a dead letter; `task` is a name of the policy, or empty where the record names none that is known."""
+        self.jobs.labels(task, "dead_letter").inc()
+
+    def _attempts(self, task: str, attempts: Iterable[Attempt]) -> None:
+        for attempt in attempts:
+            self.attempts.labels(task, attempt.model, attempt.tier, attempt.verdict.value).inc()
+            self.cost.labels(task, attempt.model).inc(ledger.usd(attempt.cost_picousd))
+            usage = attempt.usage
+            for kind, count in (
+                ("input", usage.input_uncached),
+                ("cache_read", usage.input_cache_read),
+                ("cache_write", usage.input_cache_write_5m + usage.input_cache_write_1h),
+                ("output", usage.output),
+            ):
+                if count:
+                    self.tokens.labels(attempt.model, kind).inc(count)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus's text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,147 @@
+"""A job's whole work, as the Kafka layer asks for it: one record in, its one outgoing record out.
+
+Here, and nowhere else, a record of a topic becomes a job, and an outcome becomes a record of a topic. Whatever is wrong
+with a record makes it a dead letter; only a Bug raises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import orjson
+
+from sluiceway.core import job as jobs
+from sluiceway.core import outcome as outcomes
+from sluiceway.core.cascade import Role
+from sluiceway.core.errors import InputError
+from sluiceway.core.job import Job
+from sluiceway.core.outcome import DeadLetter, DeadLetterReason, Escalation, Result, Review
+from sluiceway.ports import Headers, Outgoing, Record, Work
+from sluiceway.runner import Runner
+from sluiceway.topicmap import TopicMap
+
+_DEAD = ("__dlq.errors.", "sluiceway.")
+_DETAIL = 500  # characters of a dead letter's message
+_TRAIL = 4096  # bytes of a dead letter's trail
+
+OnDeadLetter = Callable[[Record, DeadLetter, str], None]
+"""Told of each dead letter and its task, which is empty where the record names none that is known."""
+
+
+class Desk:
+    """Turns records into work for one runner. `too_large` says whether a topic would refuse an outgoing record."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        topics: TopicMap,
+        cluster: str,
+        too_large: Callable[[Outgoing], object | None],
+        on_dead_letter: OnDeadLetter,
+    ) -> None:
+        self._runner = runner
+        self._topics = topics
+        self._cluster = cluster
+        self._too_large = too_large
+        self._on_dead_letter = on_dead_letter
+
+    def work(self, role: Role) -> Work:
+        return self._job if role is Role.JOBS else self._escalation
+
+    async def _job(self, record: Record) -> Outgoing | None:
+        """A record of a jobs topic: published by anybody, believed in nothing but its own job."""
+        if record.value is None:
+            return None
+        task = ""
+        try:
+            job = self._decode(record, record.value)
+            plan = self._runner.plans.get(job.task)
+            if plan is None:
+                known = ", ".join(self._runner.plans)
+                raise InputError(DeadLetterReason.UNKNOWN_TASK, f"the policy has no task of that name (it has {known})")
+            task = job.task
+            if len(record.value) > plan.task.max_bytes:
+                detail = f"{len(record.value)} bytes; the task's max_bytes is {plan.task.max_bytes}"
+                raise InputError(DeadLetterReason.TOO_LARGE, detail)
+            made = await self._runner.run(job)
+        except InputError as error:
+            return self._dead(record, Role.JOBS, error, task)
+        return self._outgoing(record, Role.JOBS, made, task)
+
+    async def _escalation(self, record: Record) -> Outgoing | None:
+        """A record of the escalations topic: internal, its trail and remaining deadline are believed."""
+        if record.value is None:
+            return None
+        task = ""
+        try:
+            jobs.load_json(record.value)
+            escalation = outcomes.decode(Escalation, record.value)
+            if escalation.task not in self._runner.plans:
+                raise InputError(DeadLetterReason.UNKNOWN_TASK, "the policy of this worker has no task of that name")
+            task = escalation.task
+            made = await self._runner.resume(escalation)
+        except InputError as error:
+            return self._dead(record, Role.ESCALATIONS, error, task)
+        return self._outgoing(record, Role.ESCALATIONS, made, task)
+
+    def _decode(self, record: Record, value: bytes) -> Job:
+        origin = f"{self._cluster}/{record.topic}/{record.partition}/{record.offset}"
+        default_id = f"{record.topic}-{record.partition}-{record.offset}"
+        foreign = self._topics.foreign.get(record.topic)
+        if foreign is None:
+            return jobs.decode(value, origin=origin, default_id=default_id)
+        task, source = foreign
+        return jobs.decode(value, origin=origin, default_id=default_id, source=source, task=task)
+
+    def _outgoing(self, record: Record, role: Role, made: Result | Review | Escalation, task: str) -> Outgoing:
+        if isinstance(made, Escalation):
+            topic = self._topics.escalations
+        else:
+            topic = self._topics.reviews if isinstance(made, Review) else self._topics.results[made.task]
+        key = record.key if record.key is not None else made.job_id.encode()
+        outgoing = Outgoing(topic, key, outcomes.encode(made), _json_headers(record.headers))
+        if self._too_large(outgoing) is not None:
+            detail = f"its outcome does not fit topic {topic}: raise max.message.bytes there (sluiceway topics check)"
+            trail = orjson.dumps([(step.model, step.verdict) for step in made.trail.attempts])
+            return self._dead(record, role, InputError(DeadLetterReason.TOO_LARGE, detail), task, trail)
+        return outgoing
+
+    def _dead(self, record: Record, role: Role, error: InputError, task: str, trail: bytes = b"") -> Outgoing:
+        """The original record, byte for byte, with what we know in headers alone."""
+        value = record.value or b""
+        reason = DeadLetterReason(error.reason) if error.reason in set(DeadLetterReason) else DeadLetterReason.INVALID
+        letter = DeadLetter(reason, error.detail[:_DETAIL], hashlib.sha256(value).hexdigest())
+        self._on_dead_letter(record, letter, task)
+        return Outgoing(
+            self._topics.dead_letters,
+            record.key,
+            record.value,
+            (*_kept(record.headers), *_facts(record, self._topics.groups[role], letter, trail)),
+        )
+
+
+def _kept(headers: Headers) -> Headers:
+    """The user's own headers: ours are replaced on a redrive, never appended."""
+    return tuple((name, value) for name, value in headers if not name.startswith(_DEAD))
+
+
+def _json_headers(headers: Headers) -> Headers:
+    kept = tuple((name, value) for name, value in _kept(headers) if name.lower() != "content-type")
+    return (*kept, ("content-type", b"application/json"))
+
+
+def _facts(record: Record, group: str, letter: DeadLetter, trail: bytes) -> Headers:
+    """Apache Kafka's own names for a dead letter's headers (KIP-1191), and three of ours."""
+    facts = {
+        "__dlq.errors.topic": record.topic,
+        "__dlq.errors.partition": str(record.partition),
+        "__dlq.errors.offset": str(record.offset),
+        "__dlq.errors.group": group,
+        "__dlq.errors.delivery.count": "1",
+        "__dlq.errors.message": letter.detail,
+        "sluiceway.reason": letter.reason.value,
+        "sluiceway.sha256": letter.sha256,
+    }
+    known = tuple((name, value.encode()) for name, value in facts.items())
+    return (*known, ("sluiceway.trail", trail[:_TRAIL])) if trail else known

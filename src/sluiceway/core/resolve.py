@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 from pydantic import ValidationError
 
-from sluiceway.core.catalog import Api, Endpoint, Model, Price
+from sluiceway.core.catalog import Api, Endpoint, JsonMode, Model, Price
 from sluiceway.core.document import Document, Path
 from sluiceway.core.errors import Fault, InputError
 from sluiceway.core.task import Example, Task
@@ -27,6 +27,7 @@ class Offer(NamedTuple):
     origin: str = ""  # where the price was found
     context_window: int | None = None
     similar: tuple[str, ...] = ()  # model names that look alike, for the mend
+    json_mode: JsonMode | None = None  # the strictest that the provider takes
 
 
 Offers = Callable[[str, str], Offer]
@@ -67,6 +68,8 @@ class Resolver:
                 self._fault((*path, "model"), "the model's name is missing", "add model: and its name at the provider")
         else:
             update |= self._file(model, api, path)
+        if "json_mode" not in written and offer.json_mode is not None:
+            update["json_mode"] = offer.json_mode
         if "context_window" not in written and offer.context_window:
             update["context_window"] = offer.context_window
         update["price"], self.prices[name] = self._price(name, model, api, offer, path)

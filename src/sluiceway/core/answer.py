@@ -1,4 +1,4 @@
-"""The answer: reply text -> Answer | Malformed, judged by the task's JSON Schema. Never raises for what a model wrote."""
+"""The answer: reply text -> Answer | Malformed, by the task's JSON Schema. Never raises for what a model wrote."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Document:
 
 
 def parse(text: str, file: str) -> Document:
-    """The document that `text` holds. Raises PolicyError: not YAML, a key written twice, no mapping, an alias to itself."""
+    """The document that `text` holds. Raises PolicyError: not YAML, a key twice, no mapping, an alias to itself."""
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:

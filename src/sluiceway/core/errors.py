@@ -18,7 +18,7 @@ class InputError(Exception):
         self.detail = detail
 
 
-class Bug(Exception):
+class Bug(Exception):  # noqa: N818  it says whose fault it is; that it is an error goes without saying
     """Sluiceway itself is at fault; the worker stops and nothing is settled."""
 
 

@@ -40,7 +40,7 @@ class HealthBoard:
         self._snapshot: dict[str, Health] = {}
 
     def observe(self, model: str, seconds: float, *, failed: bool, now: float) -> None:
-        """One call ended. Five transport failures in a row take a model out for ten seconds; one reply brings it back."""
+        """One call ended. Five failures in a row take a model out for ten seconds; one reply brings it back."""
         state = self._models.setdefault(model, _Model())
         if failed:
             state.failures += 1

@@ -58,7 +58,7 @@ class DeadLetterReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A delivered answer that a person should check, chosen by a coin of this propensity; `job` is what to judge it by."""
+    """A delivered answer that a person should check, by a coin of this propensity; `job` is what to judge it by."""
 
     propensity: float
     job: Mapping[str, Any]
@@ -126,7 +126,7 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Bytes that can't become a job. The record's value, key and headers stay the original's; these facts are headers."""
+    """Bytes that can't become a job. Value, key and headers stay the original's; these facts are added as headers."""
 
     reason: DeadLetterReason
     detail: str

@@ -59,7 +59,7 @@ class Plan:
         return bool(answer.get("label") == word if self.task.kind is Kind.LABEL else answer.get("tags") == [word])
 
     def reference_cost(self, trail: Trail, text: Text, reply: str) -> int:
-        """Pico-dollars the reference alone would have cost: what it did cost, else our own token counts at its price."""
+        """Pico-dollars the reference alone would have cost: what it did cost, else our token counts at its price."""
         reference = self.task.reference
         paid = sum(attempt.cost_picousd for attempt in trail.attempts if attempt.model == reference.model)
         if paid:

@@ -99,7 +99,8 @@ class _Parser:
     def fault(self, problem: str) -> InputError:
         return InputError(
             "rule",
-            f"{self.text!r}: {problem}; write for example 'stakes >= high or tokens > 6000' (facts: {', '.join(FACTS)}, has(field))",
+            f"{self.text!r}: {problem}; write for example 'stakes >= high or tokens > 6000' "
+            f"(facts: {', '.join(FACTS)}, has(field))",
         )
 
     def peek(self) -> str | None:

@@ -30,20 +30,18 @@ OnDeadLetter = Callable[[Record, DeadLetter, str], None]
 
 
 class Desk:
-    """Turns records into work for one runner. `too_large` says whether a topic would refuse an outgoing record."""
+    """Turns records into work for one runner; `cluster` names the Kafka cluster in each job's origin."""
 
     def __init__(
         self,
         runner: Runner,
         topics: TopicMap,
         cluster: str,
-        too_large: Callable[[Outgoing], object | None],
         on_dead_letter: OnDeadLetter,
     ) -> None:
         self._runner = runner
         self._topics = topics
         self._cluster = cluster
-        self._too_large = too_large
         self._on_dead_letter = on_dead_letter
 
     def work(self, role: Role) -> Work:
@@ -67,7 +65,7 @@ class Desk:
             made = await self._runner.run(job)
         except InputError as error:
             return self._dead(record, Role.JOBS, error, task)
-        return self._outgoing(record, Role.JOBS, made, task)
+        return self._outgoing(record, made)
 
     async def _escalation(self, record: Record) -> Outgoing | None:
         """A record of the escalations topic: internal, its trail and remaining deadline are believed."""
@@ -83,7 +81,7 @@ class Desk:
             made = await self._runner.resume(escalation)
         except InputError as error:
             return self._dead(record, Role.ESCALATIONS, error, task)
-        return self._outgoing(record, Role.ESCALATIONS, made, task)
+        return self._outgoing(record, made)
 
     def _decode(self, record: Record, value: bytes) -> Job:
         origin = f"{self._cluster}/{record.topic}/{record.partition}/{record.offset}"
@@ -94,18 +92,27 @@ class Desk:
         task, source = foreign
         return jobs.decode(value, origin=origin, default_id=default_id, source=source, task=task)
 
-    def _outgoing(self, record: Record, role: Role, made: Result | Review | Escalation, task: str) -> Outgoing:
+    def _outgoing(self, record: Record, made: Result | Review | Escalation) -> Outgoing:
         if isinstance(made, Escalation):
             topic = self._topics.escalations
         else:
             topic = self._topics.reviews if isinstance(made, Review) else self._topics.results[made.task]
         key = record.key if record.key is not None else made.job_id.encode()
-        outgoing = Outgoing(topic, key, outcomes.encode(made), _json_headers(record.headers))
-        if self._too_large(outgoing) is not None:
-            detail = f"its outcome does not fit topic {topic}: raise max.message.bytes there (sluiceway topics check)"
-            trail = orjson.dumps([(step.model, step.verdict) for step in made.trail.attempts])
-            return self._dead(record, role, InputError(DeadLetterReason.TOO_LARGE, detail), task, trail)
-        return outgoing
+        return Outgoing(topic, key, outcomes.encode(made), _json_headers(record.headers))
+
+    def oversize(self, role: Role) -> Callable[[Record, Outgoing, object], Outgoing]:
+        """What is published instead of an outcome that does not fit its topic: a dead letter with its attempts."""
+
+        def instead(record: Record, outgoing: Outgoing, _limit: object) -> Outgoing:
+            steps = orjson.loads(outgoing.value or b"{}").get("trail", {}).get("steps", ())
+            tried = [(step.get("model"), step.get("verdict")) for step in steps if step.get("step") == "attempt"]
+            detail = (
+                f"its outcome does not fit {outgoing.topic}: raise max.message.bytes there (sluiceway topics check)"
+            )
+            error = InputError(DeadLetterReason.TOO_LARGE, detail)
+            return self._dead(record, role, error, "", orjson.dumps(tried))
+
+        return instead
 
     def _dead(self, record: Record, role: Role, error: InputError, task: str, trail: bytes = b"") -> Outgoing:
         """The original record, byte for byte, with what we know in headers alone."""

@@ -97,6 +97,7 @@ class Transport:
     async def post(self, to: Target, body: bytes) -> HttpReply | Failure:
         """The response, whatever its status, or a Failure where none came whole. Cancelling closes the connection."""
         request = httpx.Request("POST", to.url, headers=to.headers, content=body)
+        request.headers.encoding = "ascii"  # as `target` has checked; httpx would try encodings for every value
         try:
             response = await self._inner.handle_async_request(request)
             try:
@@ -108,6 +109,7 @@ class Transport:
 
     async def _read(self, response: httpx.Response) -> HttpReply | Failure:
         headers = response.headers
+        headers.encoding = "iso-8859-1"  # takes any byte
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._max_body:
             return Failure(FailureKind.TRANSIENT, "body_too_large")

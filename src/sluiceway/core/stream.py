@@ -203,6 +203,11 @@ class Stream:
         held = self._held.get(partition)
         return held.epoch if held else None
 
+    def moved(self, partition: Partition, epoch: int, position: int) -> bool:
+        """True if a fetch without records went past what is no record (a transaction's marker, a compacted hole)."""
+        held = self._held.get(partition)
+        return held is not None and held.epoch == epoch and position > held.ledger.position
+
     def partitions(self) -> list[Partition]:
         return list(self._held)
 
@@ -296,10 +301,7 @@ class Stream:
             queue.append(job)
         if ledger.position < position:
             ledger.reach(position)
-        if taken or len(records):
-            held.changes += 1
-        elif held.committed_changes == held.changes and ledger.watermark != held.committed:
-            held.changes += 1
+        held.changes += 1
         if taken:
             self._mean_size += (size / taken - self._mean_size) * 0.2
             held.waiting += waiting
@@ -438,7 +440,7 @@ class Stream:
                     held.ledger.open,
                     now - held.head_since,
                     tuple(self._pauses(held)),
-                )  # fmt: skip
+                )
             )
         return rows
 

@@ -26,6 +26,7 @@ SETTINGS: Mapping[str, str] = {
     "heartbeat.interval.ms": "300",
     "rebalance.timeout.ms": "4000",
     "metadata.max.age.ms": "5000",
+    "enable.idempotence": "false",
 }
 """What a client of this broker should set, so that a group is complete within about a second."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.certificates import Certificates
 from tests.support.fake_models import FakeAnswer, FakeFault, FakeModels, Metered
 
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request, Usage
@@ -132,6 +134,25 @@ async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("no_proxy", "")
         assert isinstance(await ask(fake.url), Reply)
         assert trap.journal.entries == []
+
+
+async def test_only_a_certificate_that_somebody_trusted_vouches_for_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's is refused for good; one of an authority that the machine's owner trusts is not."""
+    certificates = Certificates(tmp_path / "tls")
+    certificates.make()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificates.server)
+    async with FakeModels(lambda _: FakeAnswer(value={"label": "login"}), tls=server) as fake:
+        found = await ask(fake.url)
+        assert isinstance(found, Failure)
+        assert (found.kind, found.detail) == (FailureKind.INVALID, "tls_certificate")
+        assert fake.journal.entries == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
+        assert isinstance(await ask(fake.url), Reply)
+        plain = await ask(fake.url.replace("https", "http"))
+        assert isinstance(plain, Failure)
 
 
 async def test_a_gzip_bomb_is_a_failure_and_not_memory() -> None:

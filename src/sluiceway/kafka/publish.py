@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,29 +25,13 @@ from aiokafka import errors as kafka_errors
 from sluiceway.core.errors import InputError
 from sluiceway.kafka.meter import Meter, NoMeter
 from sluiceway.kafka.partitioner import partition_of
+from sluiceway.kafka.producer import SendFault, close_producer, open_producer, send_fault
 from sluiceway.kafka.security import Connection
 from sluiceway.kafka.topics import sizes
 from sluiceway.ports import Outgoing
 
 _BATCH_HEADER = 61  # Kafka record batch v2
 _RECORD_OVERHEAD = 32  # varints, timestamp delta, attributes: the most a record can take, and some
-
-_REFUSED = (
-    kafka_errors.TopicAuthorizationFailedError,
-    kafka_errors.ClusterAuthorizationFailedError,
-    kafka_errors.InvalidTopicError,
-    kafka_errors.RecordListTooLargeError,
-    kafka_errors.InvalidRequiredAcksError,
-)
-_OUT_OF_STEP = (
-    kafka_errors.OutOfOrderSequenceNumber,
-    kafka_errors.DuplicateSequenceNumber,
-    kafka_errors.ProducerFenced,
-    kafka_errors.InvalidProducerEpoch,
-    kafka_errors.InvalidProducerIdMapping,
-    kafka_errors.ProducerClosed,
-)
-_NO_IDEMPOTENCE = (kafka_errors.UnknownError, kafka_errors.IncompatibleBrokerVersion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +98,7 @@ class Publisher:
         self._generation = 0
         self._rebuild = False
         self._task: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[bool]] = set()
         self._failed: asyncio.Future[BaseException] | None = None
         self._last_ack = 0.0
         self.idempotent = self._connection.flag("enable.idempotence")
@@ -159,7 +143,7 @@ class Publisher:
             self._task.cancel()
             await asyncio.wait([self._task], timeout=1.0)
         if self._producer is not None:
-            closed = await self._close(self._producer, max(0.1, end - loop.time()))
+            closed = await close_producer(self._producer, max(0.1, end - loop.time()))
             self._producer = None
             clean = clean and closed
         for task in list(self._closing):
@@ -309,7 +293,8 @@ class Publisher:
             return  # its records went back into the lane when the producer was replaced
         loop = asyncio.get_running_loop()
         lane.sending = None
-        if isinstance(error, kafka_errors.MessageSizeTooLargeError):
+        fault = send_fault(error)
+        if fault is SendFault.TOO_LARGE:
             # The topic's limit was lowered after our start. After that an idempotent producer is out of step for good.
             for entry in entries:
                 self._settle(entry, TooLarge(lane.topic, entry.size, self._limits.get(lane.topic, 0)))
@@ -318,26 +303,22 @@ class Publisher:
             return
         lane.waiting.extendleft(reversed(entries))
         name = type(error).__name__
-        if isinstance(error, _REFUSED):
+        self._meter.notice("publish_retried", topic=lane.topic, partition=lane.number, error=name, records=len(entries))
+        if lane.first_failure is None:
+            lane.first_failure = loop.time()
+        if fault is SendFault.OUT_OF_STEP:
+            self._rebuild = True
+            self._again(lane)
+        elif fault is SendFault.REFUSED:
             self._fail(
                 InputError("publish", f"{lane.topic}: {name}. Mend: the worker's principal needs Write on this topic")
             )
-            return
-        if lane.first_failure is None:
-            lane.first_failure = loop.time()
-        if isinstance(error, kafka_errors.UnknownTopicOrPartitionError) and (
-            loop.time() - lane.first_failure > self._patience
-        ):
+        elif fault is SendFault.MISSING and loop.time() - lane.first_failure > self._patience:
             self._fail(InputError("publish", f"{lane.topic}: is missing. Mend: sluiceway topics apply"))
-            return
-        self._meter.notice("publish_retried", topic=lane.topic, partition=lane.number, error=name, records=len(entries))
-        if isinstance(error, _OUT_OF_STEP) or type(error) is kafka_errors.KafkaError:
-            self._rebuild = True
-            self._again(lane)
-        elif isinstance(error, kafka_errors.KafkaError):
-            loop.call_later(self._connection.number("retry.backoff.ms") / 1000, self._again, lane)
-        else:
+        elif fault is SendFault.BUG:
             self._fail(error)
+        else:
+            loop.call_later(self._connection.number("retry.backoff.ms") / 1000, self._again, lane)
 
     def _again(self, lane: _Lane) -> None:
         if lane.sending is None and lane.waiting:
@@ -357,7 +338,7 @@ class Publisher:
                 self._ready.append(lane)
         self._meter.notice("producer_replaced", unacked=self._unacked)
         if old is not None:
-            task = asyncio.create_task(self._discard(old))
+            task = asyncio.create_task(close_producer(old, 5.0))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         pause = self._connection.number("retry.backoff.ms") / 1000
@@ -370,40 +351,9 @@ class Publisher:
                 pause = min(5.0, pause * 2)
         self._rebuild = False
 
-    async def _discard(self, producer: AIOKafkaProducer) -> None:
-        await self._close(producer, 5.0)
-
-    @staticmethod
-    async def _close(producer: AIOKafkaProducer, budget: float) -> bool:
-        """aiokafka flushes without a limit when it stops; ours is `budget` seconds."""
-        task = asyncio.ensure_future(producer.stop())
-        done, _ = await asyncio.wait([task], timeout=budget)
-        if done:
-            return task.exception() is None
-        task.cancel()
-        await asyncio.wait([task], timeout=0.5)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(producer.client.close(), 0.5)
-        return False
-
     async def _new_producer(self) -> AIOKafkaProducer:
-        arguments: Mapping[str, Any] = {
-            **self._connection.producer(),
-            "acks": "all",
-            "max_request_size": max([*self._limits.values(), 1 << 20]) + 4096,
-        }
-        producer = AIOKafkaProducer(**arguments, enable_idempotence=self.idempotent)
-        try:
-            await producer.start()
-        except _NO_IDEMPOTENCE:
-            await self._close(producer, 2.0)
-            if not self.idempotent:
-                raise
-            self.idempotent = False
-            return await self._new_producer()
-        except BaseException:
-            await self._close(producer, 2.0)
-            raise
+        size = max([*self._limits.values(), 1 << 20]) + 4096
+        producer, self.idempotent = await open_producer(self._connection, size, self.idempotent)
         return producer
 
     def _lane(self, outgoing: Outgoing) -> _Lane:

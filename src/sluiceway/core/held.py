@@ -1,0 +1,138 @@
+"""A partition while it is held, and the values that `core.stream` speaks in. Only `Stream` changes a `Held`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from sluiceway.core.offsets import METADATA_LIMIT, SPAN_LIMIT, OffsetLedger
+
+
+class Partition(NamedTuple):
+    """Equal to aiokafka's and Faust's pairs of topic and partition number."""
+
+    topic: str
+    partition: int
+
+
+class Order(StrEnum):
+    NONE = "none"
+    KEY = "key"
+    PARTITION = "partition"
+
+
+class Pause(StrEnum):
+    """Why a partition is not fetched. A partition may have several reasons; it flows when it has none."""
+
+    JOBS = "jobs"  # enough jobs are taken
+    BYTES = "bytes"
+    SPAN = "span"  # a slow job holds the watermark back
+    MAP = "map"  # the commit text is nearly full
+    HELD = "held"  # by an operator, a flood or a fault of this partition
+    DRAIN = "drain"  # stopping, or about to be revoked
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`jobs` run at once; `queue` more are taken ahead of them; `bytes` counts both; `span` is per partition.
+
+    `commit_interval` is in seconds; `commit_count` settled jobs bring a commit forward; `limit` ends the intake.
+    """
+
+    jobs: int = 500
+    queue: int = 500
+    bytes: int = 64 << 20
+    span: int = 10_000
+    commit_interval: float = 1.0
+    commit_count: int = 10_000
+    metadata_chars: int = METADATA_LIMIT
+    order: Order = Order.NONE
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.jobs, self.queue, self.bytes, self.commit_count) < 1 or self.commit_interval <= 0:
+            raise ValueError("limits must be positive")
+        if not 1 <= self.span <= SPAN_LIMIT:
+            raise ValueError(f"span must be 1 to {SPAN_LIMIT}: a wider one does not fit the commit's metadata")
+
+
+class Fetched(Protocol):
+    """What the stream looks at in a record; it never looks into `value`."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+class Held:
+    """A partition under one epoch; only `Stream` changes it. `gone` once the epoch has ended."""
+
+    __slots__ = (
+        "bytes", "changes", "committed", "committed_changes", "draining", "epoch", "gone", "head", "head_since",
+        "ledger", "lines", "map_full", "partition", "queue", "reasons", "running", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, partition: Partition, epoch: int, ledger: OffsetLedger, committed: int | None) -> None:
+        self.partition = partition
+        self.epoch = epoch
+        self.ledger = ledger
+        self.queue: deque[Taken] = deque()  # taken, may start
+        self.lines: dict[bytes, deque[Taken]] = {}  # order=key: who waits behind a key's queued or running job
+        self.waiting = 0  # how many wait in lines
+        self.running = 0
+        self.bytes = 0
+        self.draining = self.gone = self.map_full = False
+        self.reasons: set[str] = set()  # held by others than the limits
+        self.committed = committed
+        self.changes = 0
+        self.committed_changes = -1 if committed is None else 0
+        self.head, self.head_since = ledger.watermark, 0.0
+
+
+class Taken:
+    """One open offset under its epoch."""
+
+    __slots__ = ("held", "record", "size")
+
+    def __init__(self, held: Held, record: Fetched, size: int) -> None:
+        self.held = held
+        self.record = record
+        self.size = size
+
+
+class Wanted(NamedTuple):
+    partition: Partition
+    epoch: int
+    records: int  # at most
+
+
+class Commit(NamedTuple):
+    """Commit `offset` with `metadata` for the partition, under the epoch's own group generation only."""
+
+    partition: Partition
+    epoch: int
+    offset: int
+    metadata: str
+    changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionStats:
+    """`watermark_age`: seconds since the watermark last moved while something was open, as far as was looked."""
+
+    partition: Partition
+    epoch: int
+    watermark: int
+    position: int
+    committed: int | None
+    open: int
+    watermark_age: float
+    pauses: tuple[str, ...]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from enum import IntEnum, StrEnum
-from typing import Annotated, Any, Literal
+from fractions import Fraction
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -51,7 +54,7 @@ LevelName = Annotated[Level, BeforeValidator(_named(Level)), PlainSerializer(_na
 class Frozen(BaseModel):
     """A part of the policy: immutable, and a key it does not know is a fault."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Api(StrEnum):
@@ -73,24 +76,57 @@ class Endpoint(Frozen):
     weight: Annotated[int, Field(ge=1)] = 1
 
 
-class PriceTier(Frozen):
+Money = Annotated[Decimal, Field(ge=0, lt=10**9, decimal_places=24, description="USD a million tokens such as 0.15")]
+
+_PICO_PER_MTOK_USD = 10**6  # 1 USD a million tokens = 10^6 pico-dollars a token
+
+# A cache entry that lives an hour costs 2 x input where one of five minutes costs 1.25 x (Anthropic's price list).
+_HOUR_OVER_FIVE_MINUTES = Fraction(8, 5)
+
+
+class Rates(NamedTuple):
+    """Pico-dollars that `scale` tokens cost: whole numbers, so that sums are exact. `scale` is 1 for usual prices."""
+
+    uncached: int
+    cache_read: int
+    cache_write_5m: int
+    cache_write_1h: int
+    output: int
+    scale: int
+
+
+class _Rated(Frozen):
+    input_mtok: Money = Decimal(0)
+    cache_read_mtok: Money | None = None
+    cache_write_mtok: Money | None = None
+    output_mtok: Money = Decimal(0)
+
+    @cached_property
+    def rates(self) -> Rates:
+        plain, output = Fraction(self.input_mtok), Fraction(self.output_mtok)
+        read = plain if self.cache_read_mtok is None else Fraction(self.cache_read_mtok)
+        write = plain if self.cache_write_mtok is None else Fraction(self.cache_write_mtok)
+        hour = plain if self.cache_write_mtok is None else write * _HOUR_OVER_FIVE_MINUTES
+        exact = [rate * _PICO_PER_MTOK_USD for rate in (plain, read, write, hour, output)]
+        scale = math.lcm(*(rate.denominator for rate in exact))
+        return Rates(*(int(rate * scale) for rate in exact), scale)
+
+
+class PriceTier(_Rated):
     """Prices that hold for the whole call once its input reaches `from_tokens`."""
 
     from_tokens: Annotated[int, Field(ge=0)]
-    input_mtok: Decimal = Decimal(0)
-    cache_read_mtok: Decimal | None = None
-    cache_write_mtok: Decimal | None = None
-    output_mtok: Decimal = Decimal(0)
 
 
-class Price(Frozen):
+class Price(_Rated):
     """USD a million tokens, by genai-prices' own names. Without a cache price, cached input costs plain input."""
 
-    input_mtok: Annotated[Decimal, Field(ge=0)] = Decimal(0)
-    cache_read_mtok: Annotated[Decimal, Field(ge=0)] | None = None
-    cache_write_mtok: Annotated[Decimal, Field(ge=0)] | None = None
-    output_mtok: Annotated[Decimal, Field(ge=0)] = Decimal(0)
     tiers: tuple[PriceTier, ...] = ()
+
+    def rates_at(self, tokens: int) -> Rates:
+        """The rates of a call whose whole input is `tokens`."""
+        reached = [tier for tier in self.tiers if tier.from_tokens <= tokens]
+        return max(reached, key=lambda tier: tier.from_tokens).rates if reached else self.rates
 
 
 class Limits(Frozen):

@@ -6,55 +6,28 @@ one attempt's cost is rounded once, half to even.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, tzinfo
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal
-from functools import lru_cache
+from fractions import Fraction
 
 from sluiceway.core.call import Usage
-from sluiceway.core.catalog import Price, PriceTier
+from sluiceway.core.catalog import Price
 
 PICO = 10**12
-_PICO_PER_MTOK_USD = 10**6  # 1 USD a million tokens = 10^6 pico-dollars a token
-
-Rates = tuple[int | Decimal, int | Decimal, int | Decimal, int | Decimal, int | Decimal]
-
-# A cache entry that lives an hour costs 2 x input where one of five minutes costs 1.25 x (Anthropic's price list).
-_HOUR_OVER_FIVE_MINUTES = Decimal("1.6")
-
-
-@lru_cache(maxsize=4096)
-def _rates(price: Price | PriceTier) -> Rates:
-    """Pico-dollars a token: uncached input, cache read, cache write 5 min, cache write 1 h, output."""
-    read = price.input_mtok if price.cache_read_mtok is None else price.cache_read_mtok
-    write = price.input_mtok if price.cache_write_mtok is None else price.cache_write_mtok
-    hour = price.input_mtok if price.cache_write_mtok is None else price.cache_write_mtok * _HOUR_OVER_FIVE_MINUTES
-    exact = [rate * _PICO_PER_MTOK_USD for rate in (price.input_mtok, read, write, hour, price.output_mtok)]
-    whole = [int(rate) if rate == rate.to_integral_value() else rate for rate in exact]
-    return whole[0], whole[1], whole[2], whole[3], whole[4]
-
-
-@lru_cache(maxsize=4096)
-def _tiers(price: Price) -> tuple[tuple[int, Rates], ...]:
-    return tuple((tier.from_tokens, _rates(tier)) for tier in sorted(price.tiers, key=lambda tier: tier.from_tokens))
 
 
 def cost(usage: Usage, price: Price) -> int:
     """What one attempt costs, in pico-dollars. A context tier is chosen by the call's whole input."""
-    rates = _rates(price)
-    if price.tiers:
-        for from_tokens, tier_rates in _tiers(price):
-            if usage.input >= from_tokens:
-                rates = tier_rates
-    uncached, read, write, hour, output = rates
+    rates = price.rates_at(usage.input) if price.tiers else price.rates
     total = (
-        usage.input_uncached * uncached
-        + usage.input_cache_read * read
-        + usage.input_cache_write_5m * write
-        + usage.input_cache_write_1h * hour
-        + (usage.output_text + usage.output_reasoning) * output
+        usage.input_uncached * rates.uncached
+        + usage.input_cache_read * rates.cache_read
+        + usage.input_cache_write_5m * rates.cache_write_5m
+        + usage.input_cache_write_1h * rates.cache_write_1h
+        + (usage.output_text + usage.output_reasoning) * rates.output
     )
-    return total if isinstance(total, int) else int(total.quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
+    return total if rates.scale == 1 else round(Fraction(total, rates.scale))  # half to even
 
 
 def usd(pico: int) -> float:
@@ -75,14 +48,15 @@ class DayBudget:
 
     limit: int  # pico-dollars
     zone: tzinfo = UTC
-    day: str = ""
     spent: int = 0
-    reserved: int = field(default=0)
+    reserved: int = 0
+    _ends: float = 0.0  # the next midnight
 
     def _turn(self, now: float) -> None:
-        day = datetime.fromtimestamp(now, self.zone).date().isoformat()
-        if day != self.day:
-            self.day, self.spent = day, 0
+        if now >= self._ends:
+            tomorrow = datetime.fromtimestamp(now, self.zone).date() + timedelta(days=1)
+            self._ends = datetime(tomorrow.year, tomorrow.month, tomorrow.day, tzinfo=self.zone).timestamp()
+            self.spent = 0
 
     def left(self, now: float) -> int:
         self._turn(now)

@@ -18,7 +18,7 @@ from sluiceway.core.task import Rung, Task
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`rungs` in the ladder's order; `left_out` maps each other model to its reason; `rule` is what raised the start."""
+    """`rungs` in the ladder's order; `left_out`: each other model and its reason; `rule` is what raised the start."""
 
     rungs: tuple[Rung, ...]
     left_out: Mapping[str, str]

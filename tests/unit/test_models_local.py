@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ async def test_a_text_that_the_classifier_cannot_take_hurts_no_neighbour(file: P
     """It alone is a failure."""
 
     class Picky:
-        classes_ = ("card", "login")
+        classes_: Sequence[Any] = ("card", "login")
 
         def __init__(self, inner: Any) -> None:
             self._inner = inner
@@ -117,7 +118,7 @@ async def test_a_fault_in_the_classifier_reaches_its_callers_and_leaves_none_wai
     """An exception that no text explains is a Bug; the next call is predicted afresh."""
 
     class Broken:
-        classes_ = ("card", "login")
+        classes_: Sequence[Any] = ("card", "login")
         broken = True
 
         def __init__(self, inner: Any) -> None:

@@ -71,5 +71,6 @@ def test_the_only_property_is_found_or_there_is_none() -> None:
     """Recorded and local answers are written under it."""
     assert only_property({"properties": {"label": {"enum": ["a"]}}}) == ("label", {"enum": ["a"]})
     assert only_property({"properties": {"why": {}, "label": {"enum": ["a"]}}}) == ("label", {"enum": ["a"]})
-    for other in (None, {}, {"properties": {}}, {"properties": {"a": {}, "b": {}}}):
+    others: list[Any] = [None, {}, {"properties": {}}, {"properties": {"a": {}, "b": {}}}]
+    for other in others:
         assert only_property(other) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import tiktoken_ext.openai_public
+import tiktoken_ext.openai_public  # type: ignore[import-untyped]  # a namespace package without types
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -256,7 +256,16 @@ def test_logprobs_joined_are_the_text() -> None:
     """End tokens, stripped white space and a reasoning part do not count; what can't be aligned is dropped."""
     text = '{"label":"login"}'
     exact = [('{"label":"', -0.1), ("login", -0.2), ('"}', 0.0)]
-    for before, after in (([], []), ([("<think>x</think>", -1.0)], []), ([("\n", -1.0)], [("<|im_end|>", -0.5)])):
+    around = [
+        ([], []),
+        ([("<think>x</think>", -1.0)], []),
+        ([("\n", -1.0)], [("<|im_end|>", -0.5)]),
+        (
+            [("```", -8.0), ("json", -1.0), ("\n", -1.0)],
+            [("\n```", -2.0)],
+        ),  # llama.cpp strips the fence, not its tokens
+    ]
+    for before, after in around:
         found = reply(completion(text, **logprobs(*before, *exact, *after)))
         assert [(token.token.decode(), token.logprob) for token in found.logprobs] == exact
     glued = reply(completion(text, **logprobs((" " + '{"label":"', -0.1), *exact[1:])))

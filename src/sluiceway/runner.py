@@ -11,9 +11,8 @@ from zoneinfo import ZoneInfo
 
 from sluiceway.core import job as jobs
 from sluiceway.core import ledger
-from sluiceway.core.call import Call, Failure
-from sluiceway.core.cascade import Ask, Cascade, Conditions, Event, Finish, Role, Wait, Woke
-from sluiceway.core.catalog import Price
+from sluiceway.core.call import Call, Failure, FailureKind, Reply
+from sluiceway.core.cascade import Cascade, Conditions, Event, Finish, Role, Wait, Woke
 from sluiceway.core.coin import Purpose, coin
 from sluiceway.core.health import FailedShare, HealthBoard
 from sluiceway.core.job import Job
@@ -72,18 +71,20 @@ class Runner:
 
         cascade = Cascade(plan, job, role, tossed, resumed)
         language = self._language(job.text) if self._language is not None and plan.router.needs_language else "und"
-        started = self._clock.now()
         share = self._shares[job.task]
-        share.job(started)
-        ask = cascade.start(started, self._conditions(plan, started, language))
-        failed_over = False
-        while not isinstance(ask, Finish):
+        now = self._clock.now()
+        share.job(now)
+        ask = cascade.start(now, self._conditions(plan, now, language))
+        counted = False
+        while True:
+            if cascade.failed_over and not counted:
+                counted = True
+                share.failed(now)
+            if isinstance(ask, Finish):
+                break
             event = await self._perform(ask, plan)
             now = self._clock.now()
             ask = cascade.receive(event, now, self._conditions(plan, now, language))
-            if cascade.failed_over and not failed_over:
-                failed_over = True
-                share.failed(now)
         self._meter.finished(ask.record, known=0 if resumed is None else len(resumed.trail.steps))
         return ask.record
 
@@ -96,17 +97,15 @@ class Runner:
             language=language,
         )
 
-    async def _perform(self, ask: Ask, plan: Plan) -> Event:
+    async def _perform(self, ask: Call | Wait, plan: Plan) -> Event:
         if isinstance(ask, Wait):
             await self._clock.sleep_until(ask.until)
             return Woke()
-        assert isinstance(ask, Call)  # noqa: S101  Finish never gets here
         return await self._pay(ask, plan)
 
-    async def _pay(self, call: Call, plan: Plan) -> Event:
+    async def _pay(self, call: Call, plan: Plan) -> Reply | Failure:
         """Makes the call with its worst cost reserved from the day's budget, and settles what it did cost."""
         name = call.model.name
-        price = call.model.price if isinstance(call.model.price, Price) else Price()
         day = self._days.get(plan.task.name)
         worst = plan.worst_cost(name, call.request) if day is not None else 0
         if day is not None:
@@ -114,11 +113,13 @@ class Runner:
         actual = 0
         try:
             event = await self._models.call(call)
-            actual = ledger.cost(event.usage, price)
+            actual = ledger.cost(event.usage, plan.price(name))
         finally:
             now = self._clock.now()
             self.spent += actual
             if day is not None:
                 day.settle(worst, actual, now)
-        self._health.observe(name, event.seconds, failed=isinstance(event, Failure), now=now)
+        # A call that was refused as invalid says something of itself, not of the model's health.
+        if isinstance(event, Reply) or event.kind is not FailureKind.INVALID:
+            self._health.observe(name, event.seconds, failed=isinstance(event, Failure), now=now)
         return event

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema_rs
 import orjson
 
+from sluiceway.core import tree
 from sluiceway.core.task import Kind, Task
 
 Span = tuple[int, int]
@@ -40,7 +41,7 @@ class AnswerReader:
         self._kind = task.kind
         self._labels = frozenset(task.labels or ())
         self._limit = task.text or 0
-        self._compared = task.compared
+        self.compared = task.compared  # the fields that make two answers the same
         # Linear-time patterns, and no schema from elsewhere: a schema must not hang or open a socket.
         self._valid = jsonschema_rs.validator_for(
             task.schema_, pattern_options=jsonschema_rs.RegexOptions(), retriever=_no_retrieval
@@ -58,13 +59,15 @@ class AnswerReader:
             return Malformed("not_json_object")
         if self._kind is Kind.TAGS and isinstance(value.get("tags"), list):
             value = {**value, "tags": _once(value["tags"])}
+        if tree.deeper(value, tree.DEPTH):
+            return Malformed("too_deep")
         if not self._valid(value):
             return Malformed("schema_violation")
         return Answer(value, self.compare(value))
 
     def compare(self, value: Mapping[str, Any]) -> bytes:
         """Bytes that are equal for two answers exactly when the task holds them to be the same."""
-        chosen = {name: value.get(name) for name in self._compared}
+        chosen = {name: value.get(name) for name in self.compared}
         if self._kind is Kind.TAGS:
             chosen = {name: sorted(part, key=str) if isinstance(part, list) else part for name, part in chosen.items()}
         return orjson.dumps(chosen, option=orjson.OPT_SORT_KEYS)
@@ -76,7 +79,10 @@ class AnswerReader:
         if len(text) > self._limit:
             return Malformed("too_long")
         value = {"text": text}
-        return Answer(value, orjson.dumps(value))
+        try:
+            return Answer(value, orjson.dumps(value))
+        except TypeError:  # lone surrogates, which no record can hold
+            return Malformed("not_unicode")
 
     def _lenient(self, text: str) -> Any:
         if self._kind is Kind.LABEL and text.strip() in self._labels:
@@ -95,11 +101,8 @@ def _no_retrieval(uri: str) -> Any:
 
 
 def _once(tags: list[Any]) -> list[Any]:
-    seen: list[Any] = []
-    for tag in tags:
-        if tag not in seen:
-            seen.append(tag)
-    return seen
+    """Each tag once; a list with something else in it is left to the schema."""
+    return list(dict.fromkeys(tags)) if all(isinstance(tag, str) for tag in tags) else tags
 
 
 _DECODER = json.JSONDecoder()

@@ -30,6 +30,10 @@ class Level(IntEnum):
     CRITICAL = 3
 
 
+CLEARANCE_NAMES = tuple(member.name.lower() for member in Clearance)
+LEVEL_NAMES = tuple(member.name.lower() for member in Level)
+
+
 def _named(kind: type[Clearance] | type[Level]) -> Any:
     names = ", ".join(member.name.lower() for member in kind)
 
@@ -109,7 +113,7 @@ class _Rated(Frozen):
         hour = plain if self.cache_write_mtok is None else write * _HOUR_OVER_FIVE_MINUTES
         exact = [rate * _PICO_PER_MTOK_USD for rate in (plain, read, write, hour, output)]
         scale = math.lcm(*(rate.denominator for rate in exact))
-        return Rates(*(int(rate * scale) for rate in exact), scale)
+        return Rates._make([*(int(rate * scale) for rate in exact), scale])
 
 
 class PriceTier(_Rated):

@@ -22,24 +22,23 @@ class Verdict:
 ACCEPT = Verdict(VerdictKind.ACCEPT)
 
 
-def read(finish: FinishReason, answer: Answer | Malformed) -> Verdict | None:
-    """The verdict on a reply that is no answer, None where there is one to be scored."""
+def escalate(reason: EscalationReason) -> Verdict:
+    return Verdict(VerdictKind.ESCALATE, reason)
+
+
+def unusable(finish: FinishReason, answer: Answer | Malformed) -> EscalationReason | None:
+    """Why a reply is no answer, None where there is one to be scored."""
     if finish is FinishReason.DECLINED:
-        return Verdict(VerdictKind.ESCALATE, EscalationReason.DECLINED)
-    if isinstance(answer, Malformed):
-        return Verdict(VerdictKind.ESCALATE, EscalationReason.MALFORMED)
-    return None
+        return EscalationReason.DECLINED
+    return EscalationReason.MALFORMED if isinstance(answer, Malformed) else None
 
 
 def judge(gate: Gate | None, score: Score | None) -> Verdict:
     """The verdict on a schema-valid answer: its score must reach the threshold."""
     if gate is None or gate.score is ScoreKind.NONE:
         return ACCEPT
-    doubt = Verdict(VerdictKind.ESCALATE, EscalationReason.UNCERTAIN)
-    if score is None or score.value is None:
-        if gate.on_error == "accept":
-            return ACCEPT
-        return (
-            Verdict(VerdictKind.ESCALATE, EscalationReason.UNCERTAIN, held=True) if gate.on_error == "review" else doubt
-        )
-    return ACCEPT if score.value >= gate.threshold else doubt
+    if score is not None and score.value is not None:
+        return ACCEPT if score.value >= gate.threshold else escalate(EscalationReason.UNCERTAIN)
+    if gate.on_error == "accept":
+        return ACCEPT
+    return Verdict(VerdictKind.ESCALATE, EscalationReason.UNCERTAIN, held=gate.on_error == "review")

@@ -53,7 +53,9 @@ class HealthBoard:
             if state.seen % 16 == 0:
                 ordered = sorted(state.seconds)
                 state.p95 = ordered[int(0.95 * (len(ordered) - 1))]
-        self._snapshot[model] = Health(state.p95, state.out_until)
+        known = self._snapshot.get(model)
+        if known is None or known.p95 != state.p95 or known.out_until != state.out_until:
+            self._snapshot[model] = Health(state.p95, state.out_until)
 
     def view(self) -> Mapping[str, Health]:
         return self._snapshot

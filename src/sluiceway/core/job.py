@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from sluiceway.core import tree as trees
 from sluiceway.core.catalog import Clearance, Level
 from sluiceway.core.errors import InputError
 
@@ -122,12 +123,13 @@ def decode(value: bytes, *, origin: str, default_id: str, source: Source | None 
 
 def admit(tree: Mapping[str, Any], *, origin: str, default_id: str) -> Job:
     """The job of an already parsed record. Raises InputError("invalid") naming each field that is wrong."""
+    unfit = trees.unfit(tree)
+    if unfit is not None:
+        raise InputError("invalid", unfit)
     try:
         record = _RECORD.validate_python(tree)
     except ValidationError as error:
         raise InputError("invalid", _faults(error)) from None
-    except RecursionError:
-        raise InputError("invalid", "nested too deeply") from None
     return Job(
         id=record.id or default_id,
         task=record.task,
@@ -198,7 +200,7 @@ def pointer(tree: Any, path: str) -> Any:
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(value, dict):
             value = value.get(name)
-        elif isinstance(value, list) and name.isdigit() and int(name) < len(value):
+        elif isinstance(value, list) and name.isascii() and name.isdigit() and int(name) < len(value):
             value = value[int(name)]
         else:
             return None

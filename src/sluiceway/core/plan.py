@@ -16,7 +16,6 @@ from sluiceway.core.prompt import Prompt, Text
 from sluiceway.core.route import Router
 from sluiceway.core.task import LOGPROB_SCORES, Gate, Kind, Rung, Task
 from sluiceway.core.tokens import Tokens
-from sluiceway.core.trail import Trail
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +37,9 @@ class Plan:
 
     def worst_cost(self, model: str, request: Request) -> int:
         """Pico-dollars a call can cost at most: all input written to the cache, and the longest answer."""
-        known = self.models[model]
-        size = request.input_tokens
-        plain = ledger.cost(Usage(input_uncached=size, output_text=known.params.max_tokens), self.price(model))
-        cached = ledger.cost(Usage(input_cache_write_5m=size, output_text=known.params.max_tokens), self.price(model))
-        return max(plain, cached)
+        size, longest, price = request.input_tokens, self.models[model].params.max_tokens, self.price(model)
+        plain = ledger.cost(Usage(input_uncached=size, output_text=longest), price)
+        return max(plain, ledger.cost(Usage(input_cache_write_5m=size, output_text=longest), price))
 
     def price(self, model: str) -> Price:
         price = self.models[model].price
@@ -58,12 +55,9 @@ class Plan:
             return False
         return bool(answer.get("label") == word if self.task.kind is Kind.LABEL else answer.get("tags") == [word])
 
-    def reference_cost(self, trail: Trail, text: Text, reply: str) -> int:
-        """Pico-dollars the reference alone would have cost: what it did cost, else our token counts at its price."""
+    def reference_cost(self, text: Text, reply: str) -> int:
+        """Pico-dollars the reference alone would have cost, by our own token counts at its price."""
         reference = self.task.reference
-        paid = sum(attempt.cost_picousd for attempt in trail.attempts if attempt.model == reference.model)
-        if paid:
-            return paid
         size = self.prompt.size(text, self.limit(reference))
         usage = Usage(input_uncached=size, output_text=len(self.tokens.encode(reply)))
         return ledger.cost(usage, self.price(reference.model))

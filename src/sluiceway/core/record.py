@@ -8,6 +8,8 @@ from typing import Any
 from sluiceway.core import ledger
 from sluiceway.core.answer import Answer
 from sluiceway.core.call import Failure, Reply
+from sluiceway.core.catalog import CLEARANCE_NAMES, LEVEL_NAMES
+from sluiceway.core.errors import Bug
 from sluiceway.core.health import Health
 from sluiceway.core.job import Job
 from sluiceway.core.outcome import (
@@ -48,6 +50,7 @@ class Recorder:
         self._replies = sum(len((attempt.reply or "").encode()) for attempt in resumed.trail.attempts) if resumed else 0
         self._taken_at = 0.0
         self._deadline = 0.0
+        self._called: tuple[str, PromptFacts, float] | None = None
         self._distributions: dict[str, Mapping[str, float]] = {}
         self.spent = 0 if resumed is None else resumed.trail.cost_picousd  # pico-dollars
 
@@ -58,26 +61,28 @@ class Recorder:
     def routed(
         self, route: Route | NoRoute, facts: Facts, health: Mapping[str, Health], day_left: int | None, now: float
     ) -> None:
-        known: dict[str, Any] = {"tokens": facts.tokens, "chars": facts.chars, "stakes": facts.stakes.name.lower()}
-        known |= {
-            "priority": facts.priority.name.lower(),
-            "risk": facts.risk.name.lower(),
-            "clearance": facts.clearance.name.lower(),
+        known: dict[str, Any] = {
+            "tokens": facts.tokens,
+            "chars": facts.chars,
+            "stakes": LEVEL_NAMES[facts.stakes],
+            "priority": LEVEL_NAMES[facts.priority],
+            "risk": LEVEL_NAMES[facts.risk],
+            "clearance": CLEARANCE_NAMES[facts.clearance],
+            "fields": sorted(facts.fields),
+            "context": facts.context,
+            "deadline": self._deadline,
         }
-        known |= {"fields": sorted(facts.fields), "context": facts.context, "deadline": self._deadline}
         if facts.language != "und":
             known["language"] = facts.language
         if day_left is not None:
             known["day_left_picousd"] = day_left
-        seen = {rung.model: health[rung.model] for rung in self._plan.task.ladder if rung.model in health}
+        seen = [rung.model for rung in self._plan.task.ladder if rung.model in health]
         if seen:
-            known["health"] = {name: {"p95": state.p95, "out_until": state.out_until} for name, state in seen.items()}
-        models = tuple(rung.model for rung in route.rungs) if isinstance(route, Route) else ()
+            known["health"] = {name: {"p95": health[name].p95, "out_until": health[name].out_until} for name in seen}
+        models = tuple([rung.model for rung in route.rungs]) if isinstance(route, Route) else ()
         rule = route.rule if isinstance(route, Route) else None
         reason = route.detail if isinstance(route, NoRoute) else None
-        self._steps.append(
-            Routed(now, self._role, self._plan.digest, models, dict(route.left_out), rule, known, reason)
-        )
+        self._steps.append(Routed(now, self._role, self._plan.digest, models, route.left_out, rule, known, reason))
 
     def leave_out(self, model: str, reason: str) -> None:
         """A planned rung turned out not to fit: the last route says so."""
@@ -94,76 +99,70 @@ class Recorder:
     def waited(self, now: float, until: float, reason: str) -> None:
         self._steps.append(Waited(now, until, reason))
 
+    def called(self, model: str, prompt: PromptFacts, now: float) -> None:
+        """A call goes out; `replied` or `failed` will say what came of it."""
+        self._called = model, prompt, now
+
     def replied(
         self,
-        model: str,
         reply: Reply,
         answer: Answer | None,
         score: Score | None,
         verdict: VerdictKind,
         reason: str | None,
-        prompt: PromptFacts | None,
-        called_at: float,
         now: float,
     ) -> None:
-        cost = ledger.cost(reply.usage, self._plan.price(model))
-        if reply.distribution is not None:
-            self._distributions[model] = reply.distribution
         text, sha256 = bounded_reply(reply.text, self._replies)
-        self._replies += len((text or "").encode("utf-8", "surrogatepass"))
-        self.spent += cost
-        self._steps.append(
-            Attempt(
-                model=model,
-                tier=self._plan.models[model].tier,
-                at=called_at,
-                seconds=max(0.0, now - called_at),
-                verdict=verdict,
-                reason=reason,
-                policy=self._plan.digest,
-                endpoint=reply.endpoint,
-                model_served=reply.model_served,
-                response_id=reply.response_id,
-                answer=None if answer is None else answer.value,
-                score=score,
-                reply=text,
-                reply_sha256=sha256,
-                finish=reply.finish.value,
-                distribution=_top(reply.distribution),
-                usage=reply.usage,
-                cost_picousd=cost,
-                prompt=prompt,
-            )
+        self._replies += 0 if text is None else len(text.encode())
+        attempt = self._attempt(
+            reply,
+            verdict,
+            reason,
+            now,
+            model_served=reply.model_served,
+            response_id=reply.response_id,
+            answer=None if answer is None else answer.value,
+            score=score,
+            reply=text,
+            reply_sha256=sha256,
+            finish=reply.finish.value,
+            distribution=_top(reply.distribution),
         )
+        if reply.distribution is not None:
+            self._distributions[attempt.model] = reply.distribution
 
-    def failed(
-        self,
-        model: str,
-        failure: Failure,
-        verdict: VerdictKind,
-        prompt: PromptFacts | None,
-        called_at: float,
-        now: float,
-    ) -> None:
-        cost = ledger.cost(failure.usage, self._plan.price(model))
-        self.spent += cost
-        self._steps.append(
-            Attempt(
-                model=model,
-                tier=self._plan.models[model].tier,
-                at=called_at,
-                seconds=max(0.0, now - called_at),
-                verdict=verdict,
-                reason=EscalationReason.FAILED.value,
-                policy=self._plan.digest,
-                endpoint=failure.endpoint,
-                failure=f"{failure.kind.value}: {failure.detail}",
-                retry_after=failure.retry_after,
-                usage=failure.usage,
-                cost_picousd=cost,
-                prompt=prompt,
-            )
+    def failed(self, failure: Failure, verdict: VerdictKind, now: float) -> None:
+        what = f"{failure.kind.value}: {failure.detail}"
+        reason = EscalationReason.FAILED.value
+        self._attempt(failure, verdict, reason, now, failure=what, retry_after=failure.retry_after)
+
+    def _attempt(
+        self, event: Reply | Failure, verdict: VerdictKind, reason: str | None, now: float, **facts: Any
+    ) -> Attempt:
+        if self._called is None:
+            raise Bug("a reply came to a call that was not recorded")
+        model, prompt, at = self._called
+        attempt = Attempt(
+            model=model,
+            tier=self._plan.models[model].tier,
+            at=at,
+            seconds=max(0.0, now - at),
+            verdict=verdict,
+            reason=reason,
+            policy=self._plan.digest,
+            endpoint=event.endpoint,
+            usage=event.usage,
+            cost_picousd=ledger.cost(event.usage, self._plan.price(model)),
+            prompt=prompt,
+            **facts,
         )
+        self.spent += attempt.cost_picousd
+        self._steps.append(attempt)
+        return attempt
+
+    def paid(self, model: str) -> int:
+        """Pico-dollars that attempts at `model` cost."""
+        return sum([step.cost_picousd for step in self._steps if isinstance(step, Attempt) and step.model == model])
 
     def keep_distribution(self, model: str, distribution: Mapping[str, float]) -> None:
         self._distributions[model] = distribution

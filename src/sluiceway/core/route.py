@@ -15,6 +15,8 @@ from sluiceway.core.outcome import RefusalReason
 from sluiceway.core.rule import Facts, Rule, parse
 from sluiceway.core.task import Rung, Task
 
+_DOWN = "health: it has just failed several times in a row"
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -45,6 +47,7 @@ class Router:
         )
         self._refuse = tuple((parse(refuse.when), refuse.why) for refuse in task.refuse)
         self._always = tuple(parse(text) for text in task.review.always)
+        self._reference = task.reference.model
         rules = [rule for rule, _ in (*self._start, *self._refuse)] + list(self._always)
         self.needs_language = any("language" in rule.facts for rule in rules)
 
@@ -73,8 +76,9 @@ class Router:
     def plan(self, job: Job, facts: Facts, health: Mapping[str, Health], now: float, left: float) -> Route | NoRoute:
         """The route of `job` with `left` seconds to its deadline, or why there is none.
 
-        Health leaves a model out only where another cheap one remains: else the cascade treats it as a failed rung, so
-        that an outage of the cheap tier does not send everything to the reference past `failed_share`.
+        A model that is down is left out only where another cheap one remains: else the cascade treats it as a failed
+        rung, so that an outage of the cheap tier does not send everything to the reference past `failed_share`. One
+        that is too slow is left out only where any other remains.
         """
         for rule, why in self._refuse:
             if rule.holds(facts):
@@ -90,19 +94,17 @@ class Router:
             if reason is None and position < lowest:
                 reason = f"rule: {chosen}"
             if reason is None:
-                reason = self._too_slow(rung, health, left)
-            if reason is None:
                 rungs.append(rung)
             else:
                 left_out[rung.model] = reason
         if not rungs:
             return self._nothing(facts, left_out, chosen)
-        cheap = [rung for rung in rungs if not self._is_reference(rung)]
-        out = [rung for rung in cheap if (known := health.get(rung.model)) is not None and known.out_until > now]
-        if len(out) < len(cheap):
-            for rung in out:
-                rungs.remove(rung)
-                left_out[rung.model] = "health: it has just failed several times in a row"
+        if health:
+            cheap = [rung for rung in rungs if rung.model != self._reference]
+            slow = {rung.model: reason for rung in cheap if (reason := self._too_slow(health.get(rung.model), left))}
+            down = {rung.model: _DOWN for rung in cheap if rung.model not in slow and self._down(rung, health, now)}
+            left_out |= (slow if len(slow) < len(rungs) else {}) | (down if len(slow | down) < len(cheap) else {})
+            rungs = [rung for rung in rungs if rung.model not in left_out]
         return Route(tuple(rungs), left_out, chosen)
 
     def _nothing(self, facts: Facts, left_out: Mapping[str, str], chosen: str | None) -> NoRoute:
@@ -113,9 +115,6 @@ class Router:
                 RefusalReason.NO_CLEARED_MODEL, f"no model that could serve it may see {word} data{cause}", left_out
             )
         return NoRoute(RefusalReason.TOO_LONG, f"no model can take this job{cause}", left_out)
-
-    def _is_reference(self, rung: Rung) -> bool:
-        return rung.model == self._task.reference.model
 
     def _barred(self, rung: Rung, job: Job, facts: Facts) -> str | None:
         """Why `rung` may never serve this job, None where it may."""
@@ -129,8 +128,13 @@ class Router:
             return f"context window: {facts.tokens} tokens > {window}"
         return None
 
-    def _too_slow(self, rung: Rung, health: Mapping[str, Health], left: float) -> str | None:
-        known = health.get(rung.model)
-        if known is None or known.p95 is None or known.p95 <= left or self._is_reference(rung):
+    @staticmethod
+    def _too_slow(known: Health | None, left: float) -> str | None:
+        if known is None or known.p95 is None or known.p95 <= left:
             return None
         return f"deadline: p95 {known.p95:.1f} s > {left:.1f} s left"
+
+    @staticmethod
+    def _down(rung: Rung, health: Mapping[str, Health], now: float) -> bool:
+        known = health.get(rung.model)
+        return known is not None and known.out_until > now

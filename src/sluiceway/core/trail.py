@@ -146,8 +146,18 @@ class Trail:
 
 
 def bounded_reply(text: str, held: int) -> tuple[str | None, str | None]:
-    """(text, None) while it fits beside the `held` bytes a trail has already, else (None, its sha256)."""
-    size = len(text) if text.isascii() else len(text.encode())
-    if size <= REPLY_BYTES and held + size <= REPLY_BYTES_ALL:
+    """(text, None) while a record can hold it beside the `held` bytes it has already, else (None, its sha256)."""
+    raw = text.encode("utf-8", "surrogatepass")
+    fits = len(raw) <= REPLY_BYTES and held + len(raw) <= REPLY_BYTES_ALL
+    if fits and (text.isascii() or _is_unicode(text)):
         return text, None
-    return None, hashlib.sha256(text.encode()).hexdigest()
+    return None, hashlib.sha256(raw).hexdigest()
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it is free of lone surrogates, which no record can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -130,15 +130,21 @@ class Stream:
 
     # -- intake -------------------------------------------------------------------------------------------------
 
-    def wanted(self) -> list[Wanted]:
-        """What may be fetched now, another partition first each time."""
+    def room(self) -> int:
+        """How many records may be fetched now in all."""
         room = self.limits.queue - self.queued
         if self._left is not None:
             room = min(room, self._left - self.queued)
         bytes_room = self.limits.bytes - self.bytes
         if room <= 0 or bytes_room <= 0 or not self._held:
+            return 0
+        return min(room, int(bytes_room / self._mean_size) + 1)
+
+    def wanted(self) -> list[Wanted]:
+        """What may be fetched from each partition, another one first each time; all together at most `room()`."""
+        room = self.room()
+        if not room:
             return []
-        room = min(room, int(bytes_room / self._mean_size) + 1)
         share = self._share(self.limits.queue)
         held_list = list(self._held.values())
         self._turn = (self._turn + 1) % len(held_list)
@@ -151,7 +157,6 @@ class Stream:
             records = min(room, share - queued, self.limits.span - held.ledger.span)
             if records > 0:
                 wanted.append(Wanted(held.partition, held.epoch, records))
-                room -= min(records, room // 2)
         return wanted
 
     def fetched(self, partition: Partition, epoch: int, records: Sequence[Fetched], position: int, now: float) -> int:

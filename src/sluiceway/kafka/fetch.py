@@ -68,9 +68,12 @@ class FetchLoop:
 
     async def _fetch(self) -> list[Batch]:
         batches = []
+        room = self._stream.room()
         for partition, epoch, count in self._stream.wanted():
+            if not room:
+                break
             try:
-                records, position = await self._group.fetch(partition, count)
+                records, position = await self._group.fetch(partition, min(count, room))
             except UnansweredError as error:
                 self._meter.notice("fetch_retried", topic=partition.topic, error=str(error))
                 await asyncio.sleep(self._settings.retry_pause)
@@ -85,6 +88,7 @@ class FetchLoop:
                     )
                 )
                 break
+            room -= len(records)
             if position is not None and (records or self._stream.moved(partition, epoch, position)):
                 batches.append(Batch(partition, epoch, [_record(record) for record in records], position))
         return batches

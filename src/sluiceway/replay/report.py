@@ -1,0 +1,87 @@
+"""What came of a replay, counted from its outcome lines and from nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sluiceway.core import ledger
+from sluiceway.core.outcome import Status
+
+NOTE_REFERENCE = "all-reference cost: what the reference did cost, else our own token counts at its price"
+
+
+@dataclass(slots=True)
+class Summary:
+    """Money is in pico-dollars. `answered` counts by (tier, model), the others by reason.
+
+    `answered_cost` and `reference_cost` are of the same jobs: those with an answer, so that the two can be compared.
+    """
+
+    jobs: int = 0
+    answered: Counter[tuple[str, str]] = field(default_factory=Counter)
+    escalated: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    reviews: Counter[str] = field(default_factory=Counter)
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    sampled: int = 0
+    cost: int = 0
+    answered_cost: int = 0
+    reference_cost: int = 0
+
+    def add(self, outcome: Mapping[str, Any]) -> None:
+        """Counts one outcome line."""
+        self.jobs += 1
+        kind = str(outcome["schema"]).partition("/")[0]
+        if kind == "sluiceway.dead-letter":
+            self.dead_letters[outcome["reason"]] += 1
+            return
+        self.cost += outcome["cost_picousd"]
+        if outcome["escalated"] is not None:
+            self.escalated[outcome["escalated"]] += 1
+        if kind == "sluiceway.review":
+            self.reviews[outcome["reason"]] += 1
+        elif outcome["status"] == Status.REFUSED:
+            self.refused[outcome["reason"]] += 1
+        else:
+            self.answered[outcome["tier"], outcome["model"]] += 1
+            self.answered_cost += outcome["cost_picousd"]
+            self.reference_cost += outcome["reference_cost_picousd"]
+            self.sampled += outcome["sampled"] is not None
+
+    @property
+    def saving(self) -> float | None:
+        """The share of the all-reference cost that was not spent; None where that cost is zero."""
+        return 1 - self.answered_cost / self.reference_cost if self.reference_cost else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For scripts: counts, pico-dollars, and US dollars for people."""
+        return {
+            "schema": "sluiceway.summary/1",
+            "jobs": self.jobs,
+            "answered": [
+                {"tier": tier, "model": model, "jobs": count} for (tier, model), count in sorted(self.answered.items())
+            ],
+            "escalated": dict(sorted(self.escalated.items())),
+            "refused": dict(sorted(self.refused.items())),
+            "reviews": dict(sorted(self.reviews.items())),
+            "dead_letters": dict(sorted(self.dead_letters.items())),
+            "sampled": self.sampled,
+            "cost_picousd": self.cost,
+            "cost_usd": ledger.usd(self.cost),
+            "answered_cost_picousd": self.answered_cost,
+            "reference_cost_picousd": self.reference_cost,
+            "reference_cost_usd": ledger.usd(self.reference_cost),
+            "saving": self.saving,
+            "note": NOTE_REFERENCE,
+        }
+
+
+def summarize(lines: Iterable[Mapping[str, Any]]) -> Summary:
+    """The summary of outcome lines."""
+    summary = Summary()
+    for line in lines:
+        summary.add(line)
+    return summary

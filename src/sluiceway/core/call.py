@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from sluiceway.core.catalog import Model
+from sluiceway.core.catalog import Clearance, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,8 @@ class Call:
     deadline: float
     job_id: str
     logprobs: bool = False  # the gate needs them
+    draw: int = 1  # which of several draws of the same request this is
+    clearance: Clearance = Clearance.INTERNAL  # of the data in it
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,8 @@ class Cascade:
         self._record.called(rung.model, facts, now)
         deadline = min(self._deadline, now + model.timeout)
         logprobs = self.plan.wants_logprobs(self.plan.task.gate_of(rung))
-        return Call(model, request, self._endpoint, deadline, self.job.id, logprobs)
+        draw, clearance = len(self._draws) + 1, self._facts.clearance
+        return Call(model, request, self._endpoint, deadline, self.job.id, logprobs, draw, clearance)
 
     def _over_budget(self, request: Request) -> str | None:
         limit, day_left = self.plan.usd_per_job, self._conditions.day_left

@@ -1,3 +1,119 @@
-"""Fixtures shared by all tests; the parts themselves live in tests/support."""
+"""Fixtures shared by all tests; the parts themselves live in tests/support.
+
+A real part that is missing on this machine skips its tests with one line that says what is missing. Under
+SLUICEWAY_REQUIRE_REAL=1 (`.ci/run` sets it) the same is a failure.
+"""
 
 from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from sluiceway.core.errors import InputError
+from sluiceway.kafka.embedded import EmbeddedBroker
+from tests.support.apache_kafka import ApacheKafka, MissingPartError
+from tests.support.fake_models import FakeModels, labels
+from tests.support.real_model import RealModel
+from tests.support.topics import Address
+
+_missing: dict[str, str] = {}
+
+
+def _without(part: str, cause: Exception) -> NoReturn:
+    reason = " ".join(str(cause).split())[:300]
+    if os.environ.get("SLUICEWAY_REQUIRE_REAL") == "1":
+        pytest.fail(f"{part} is required here (SLUICEWAY_REQUIRE_REAL=1): {reason}", pytrace=False)
+    _missing[part] = reason
+    pytest.skip(f"no {part}: {reason}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for part, reason in _missing.items():
+        terminalreporter.write_line(f"NOT TESTED WITH {part.upper()}: {reason}", red=True, bold=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by the real part they ask for, so that `-m` can choose."""
+    for item in items:
+        used = getattr(item, "fixturenames", ())
+        if "apache_kafka" in used or "secured_kafka" in used:
+            item.add_marker("apache")
+        if "real_model" in used:
+            item.add_marker("real_model")
+
+
+def _started(folder: Path, *, secured: bool) -> ApacheKafka:
+    kafka = ApacheKafka(folder, secured=secured)
+    try:
+        return kafka.start()
+    except MissingPartError as cause:
+        _without("Apache Kafka", cause)
+    except BaseException:
+        kafka.stop()
+        raise
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    """One real broker for the whole run. A test that stops, kills or freezes it leaves it up again."""
+    kafka = _started(tmp_path_factory.mktemp("apache"), secured=False)
+    yield kafka
+    kafka.stop()
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    """Another one, with SASL, TLS and mutual TLS listeners and an authorizer."""
+    kafka = _started(tmp_path_factory.mktemp("secured"), secured=True)
+    yield kafka
+    kafka.stop()
+
+
+@pytest.fixture(scope="session")
+def embedded_kafka() -> Iterator[EmbeddedBroker]:
+    """The embedded broker of the demo, one for the whole run."""
+    broker = EmbeddedBroker()
+    try:
+        asyncio.run(broker.start())
+    except InputError as cause:
+        _without("the embedded broker", cause)
+    yield broker
+    asyncio.run(broker.stop())
+
+
+@pytest.fixture(params=["embedded", pytest.param("apache", marks=pytest.mark.apache)])
+def any_kafka(request: pytest.FixtureRequest) -> Address:
+    """A bootstrap address: the test runs once on the embedded broker and once on Apache Kafka."""
+    return Address(request.getfixturevalue(f"{request.param}_kafka").bootstrap, request.param)
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A topic prefix of this test's own, as brokers are shared by the whole run."""
+    return f"t{uuid.uuid4().hex[:10]}."
+
+
+@pytest.fixture
+async def fake_models(tmp_path: Path) -> AsyncIterator[FakeModels]:
+    """A fake model server in the test's own loop; its journal is `journal.jsonl`, its script is yours to set."""
+    async with FakeModels(labels(), journal=tmp_path / "journal.jsonl", keep_bodies=True) as fake:
+        yield fake
+
+
+@pytest.fixture(scope="session")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
+    """SmolLM2-135M-Instruct over HTTP in the OpenAI format, one for the whole run."""
+    model = RealModel(tmp_path_factory.mktemp("model"))
+    try:
+        model.start()
+    except MissingPartError as cause:
+        _without("the real model", cause)
+    yield model
+    model.stop()

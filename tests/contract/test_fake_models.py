@@ -367,11 +367,12 @@ def test_spoken_tokens_join_to_the_answer_and_each_scalar_carries_its_confidence
     assert all(abs(doubt - math.log(sure)) < 1e-9 for doubt in doubts)
 
 
-def test_job_text_is_what_stands_in_the_last_fence() -> None:
+def test_job_text_is_what_stands_in_our_data_fences_else_in_the_last_fence() -> None:
+    passage = "<context-7>\nold\n</context-7>\n"
     assert job_text("plain") == "plain"
+    assert job_text(passage + "<job>\nthe text\nof it\n</job>\nAnswer.") == "the text\nof it"
     assert (
-        job_text("Context:\n<passage id=1>\nold\n</passage>\n<job>\nthe text\nof it\n</job>\nAnswer.")
-        == "the text\nof it"
+        job_text("<data-1>\na <b>\nc\n</b>\n</data-1>\nand\n<data-2>\nd\n</data-2>\n" + passage) == "a <b>\nc\n</b>\nd"
     )
 
 

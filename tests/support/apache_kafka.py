@@ -8,7 +8,8 @@ so that a kill and a restart are what they are in life. `secured=True` adds four
     SSL       TLS, the client shows no certificate
     MTLS      TLS, the client must show `certificates.client`
 
-and an authorizer that lets everybody do everything until an ACL names a topic (`tool("kafka.admin.AclCommand", ..)`).
+and an authorizer that lets everybody do everything until an ACL names a topic
+(`tool("org.apache.kafka.tools.AclCommand", ...)`).
 All calls block; a test with a loop wraps them in `asyncio.to_thread`.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import os
 import random
 import re
@@ -63,15 +65,17 @@ def jars() -> Path:
         raise MissingPartError(
             f"{' and '.join(missing)} not found on PATH; on Debian: apt-get install openjdk-17-jre-headless maven"
         )
-    version = re.findall(r"<artifactId>kafka_2.13</artifactId>\s*<version>([^<]+)<", POM.read_text())[0]
+    pom = POM.read_bytes()
+    version = re.findall(rb"<artifactId>kafka_2.13</artifactId>\s*<version>([^<]+)<", pom)[0].decode()
+    name = f"kafka-{version}-{hashlib.sha256(pom).hexdigest()[:8]}"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sluiceway-tests"
-    folder = home / f"kafka-{version}"
+    folder = home / name
     home.mkdir(parents=True, exist_ok=True)
-    with (home / f"kafka-{version}.lock").open("w") as lock:
+    with (home / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.is_dir():
             return folder
-        fresh = home / f"kafka-{version}.{os.getpid()}"
+        fresh = home / f"{name}.{os.getpid()}"
         done = subprocess.run(
             ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={fresh}"],
             capture_output=True,

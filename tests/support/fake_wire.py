@@ -22,7 +22,8 @@ PATHS: Mapping[str, Literal["openai", "anthropic"]] = {
     "/v1/messages": "anthropic",
 }
 
-# A fence is any pair of equal-named tags on lines of their own; the last one in the user message holds the job.
+# A fence is a pair of equal-named tags on lines of their own. Ours hold the job in `data-...` tags, one for each field
+# that a template asks for; of any other fences the last one holds it.
 _FENCE = re.compile(
     r"^<(?P<tag>[A-Za-z][\w-]*)(?:\s[^>\n]*)?>\n(?P<text>.*?)\n</(?P=tag)(?:\s[^>\n]*)?>[ \t]*$",
     re.MULTILINE | re.DOTALL,
@@ -30,11 +31,10 @@ _FENCE = re.compile(
 
 
 def job_text(user: str) -> str:
-    """The job's text inside its fence; the whole user message where there is no fence."""
-    text = None
-    for found in _FENCE.finditer(user):
-        text = found["text"]
-    return user if text is None else text
+    """The job's text inside its fence or fences; the whole user message where there is no fence."""
+    fences = [(found["tag"], found["text"]) for found in _FENCE.finditer(user)]
+    data = [text for tag, text in fences if tag.startswith("data-")]
+    return "\n".join(data) if data else fences[-1][1] if fences else user
 
 
 def digest(text: str | bytes) -> str:

@@ -61,6 +61,7 @@ class Child:
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
+        self._began = 0  # where in the log the present run begins
 
     @property
     def pid(self) -> int:
@@ -81,6 +82,7 @@ class Child:
             raise ChildError(f"{self.name} is running already")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
+            self._began = log.tell()
             self._process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -92,7 +94,7 @@ class Child:
             )
         # The guard's `read` ends when our end of the pipe closes, be it by our death.
         self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", 'read -r _; kill -9 -- "-$1" 2>/dev/null', "guard", str(self._process.pid)],
+            ["/bin/sh", "-c", 'read -r _; kill -9 "-$1" 2>/dev/null', "guard", str(self._process.pid)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -166,7 +168,12 @@ class Child:
     # -- what it says --------------------------------------------------------------------------------------------------
 
     def text(self) -> str:
-        return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+        """What it has logged since it was last started."""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as log:
+            log.seek(self._began)
+            return log.read().decode("utf-8", "replace")
 
     def tail(self, lines: int = 40) -> str:
         return "\n".join(self.text().splitlines()[-lines:])

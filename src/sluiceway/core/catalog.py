@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from sluiceway.core.quantity import Seconds
+
 
 class Clearance(IntEnum):
     """How sensitive data is; a model sees only data at or below its own clearance."""
@@ -73,7 +75,7 @@ class Api(StrEnum):
 class Endpoint(Frozen):
     """One URL that serves a model. The key itself is never here: only where to find it."""
 
-    base_url: str
+    base_url: Annotated[str, Field(description="https://host/v1")]
     api_key_env: str | None = None
     api_key_file: str | None = None
     region: str | None = None
@@ -119,7 +121,7 @@ class _Rated(Frozen):
 class PriceTier(_Rated):
     """Prices that hold for the whole call once its input reaches `from_tokens`."""
 
-    from_tokens: Annotated[int, Field(ge=0)]
+    from_tokens: Annotated[int, Field(ge=0, description="a number of tokens")]
 
 
 class Price(_Rated):
@@ -144,8 +146,8 @@ class Limits(Frozen):
 class Params(Frozen):
     """What is sent with each call. `max_tokens` bounds the answer, and with it the worst cost of a call."""
 
-    max_tokens: Annotated[int, Field(ge=1)]
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=10**9, description="a number: the longest answer you pay for")]
+    temperature: Annotated[float, Field(ge=0, le=2, description="a number from 0 to 2")] | None = None
     reasoning_effort: str | None = None
     seed: int | None = None
     service_tier: str | None = None
@@ -164,22 +166,26 @@ class Model(Frozen):
     """Something that answers. `name` is its key in the policy, `model` its name on the wire."""
 
     name: str = ""
-    provider: str = ""
-    model: str = ""
-    api: Api = Api.OPENAI
-    tier: str = ""
-    base_url: str | None = None
-    api_key_env: str | None = None
-    api_key_file: str | None = None
-    endpoints: tuple[Endpoint, ...] = ()
-    clearance: ClearanceName = Clearance.INTERNAL
-    context_window: Annotated[int, Field(ge=256)] = 128_000
+    provider: Annotated[str, Field(description="who serves it, such as openai, anthropic, deepseek")] = ""
+    model: Annotated[str, Field(description="its name at the provider")] = ""
+    api: Annotated[Api, Field(description="openai, anthropic, recorded or local")] = Api.OPENAI
+    tier: Annotated[str, Field(description="local, small, mid, frontier, or a name of your own")] = ""
+    base_url: Annotated[str | None, Field(description="https://host/v1")] = None
+    api_key_env: Annotated[str | None, Field(description="the name of the variable that holds the key")] = None
+    api_key_file: Annotated[str | None, Field(description="the path of the file that holds the key")] = None
+    endpoints: Annotated[tuple[Endpoint, ...], Field(description="[{base_url: https://host/v1, weight: 1}]")] = ()
+    clearance: Annotated[ClearanceName, Field(description="public, internal, confidential or restricted")] = (
+        Clearance.INTERNAL
+    )
+    context_window: Annotated[int, Field(ge=256, le=10**9, description="tokens it can hold, 256 or more")] = 128_000
     params: Params = Params(max_tokens=1024)
-    json_mode: JsonMode = JsonMode.STRICT
-    logprobs: bool | None = None
-    price: Price | Literal["free"] | None = None
+    json_mode: Annotated[JsonMode, Field(description="strict, on, tool or off")] = JsonMode.STRICT
+    logprobs: Annotated[bool | None, Field(description="false where it gives none")] = None
+    price: Annotated[
+        Price | Literal["free"] | None, Field(description="{input_mtok: 0.15, output_mtok: 0.6}, or free")
+    ] = None
     limits: Limits = Limits()
-    timeout: Annotated[float, Field(gt=0)] = 30.0  # seconds; the policy file also takes "30s"
+    timeout: Annotated[Seconds, Field(description="a duration such as 30s")] = 30.0
     extra_body: dict[str, Any] = Field(default_factory=dict)
     extra_headers: dict[str, str] = Field(default_factory=dict)
     file: str | None = None  # recorded, local

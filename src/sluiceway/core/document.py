@@ -35,13 +35,22 @@ _Loader.add_implicit_resolver(
 )
 
 
+_STR, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_MOST_VALUES = 50_000  # of a file with its aliases followed
+_DEEPEST = 60
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`data` is plain dicts, lists and scalars; `lines` maps each path in it to its 1-based line."""
+    """`data` is plain dicts, lists and scalars; `lines` maps each path in it to its 1-based line.
+
+    `faults` are what is wrong with it as a document: keys written twice, values that no JSON could hold.
+    """
 
     file: str
     data: Any
     lines: dict[Path, int]
+    faults: tuple[Fault, ...] = ()
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line of the value at `path`, or of its closest parent that is in the file."""
@@ -56,60 +65,88 @@ class Document:
 
 
 def parse(text: str, file: str) -> Document:
-    """The document that `text` holds. Raises PolicyError: not YAML, a key twice, no mapping, an alias to itself."""
+    """The document that `text` holds. Raises PolicyError: not YAML, no mapping, an alias to itself."""
+    last = text.count("\n", 0, len(text.rstrip())) + 1
+
+    def broken(line: int, problem: str, mend: str) -> PolicyError:
+        return PolicyError([Fault(file, max(1, min(line, last)), "policy", problem, mend)])
+
     try:
         node = yaml.compose(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise broken(line, "a character that YAML does not allow", "remove it, or write it as an escape") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
         problem = getattr(error, "problem", None) or "not YAML"
-        raise PolicyError(
-            [Fault(file, line, "policy", str(problem), "correct the YAML here, often its indentation")]
-        ) from None
-    lines: dict[Path, int] = {}
-    faults: list[Fault] = []
+        line = mark.line + 1 if mark else 1
+        raise broken(line, str(problem), "correct the YAML here, often its indentation") from None
+    except RecursionError:
+        raise broken(1, "nested too deeply", "write it flatter") from None
     if not isinstance(node, yaml.MappingNode):
-        raise PolicyError([Fault(file, 1, "policy", "it is not a mapping", "start with `models:` and `tasks:`")])
-    _index(node, (), lines, faults, file, set())
-    if faults:
-        raise PolicyError(faults)
+        raise broken(1, "it is not a mapping", "start with `models:` and `tasks:`")
+    index = _Index(file)
+    index.walk(node, (), frozenset())
     loader = _Loader("")
     try:
         data = loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise PolicyError([Fault(file, 1, "policy", str(error).splitlines()[0], "use plain YAML values")]) from None
+        mark = getattr(error, "problem_mark", None)
+        raise broken(mark.line + 1 if mark else 1, str(error).splitlines()[0], "use plain YAML values") from None
     finally:
         loader.dispose()
-    return Document(file, data, lines)
+    return Document(file, data, index.lines, tuple(index.faults))
 
 
-def _index(
-    node: yaml.Node, path: Path, lines: dict[Path, int], faults: list[Fault], file: str, above: set[int]
-) -> None:
-    lines.setdefault(path, node.start_mark.line + 1)
-    if id(node) in above:
-        raise PolicyError(
-            [Fault(file, lines[path], ".".join(map(str, path)), "an alias that holds itself", "remove the alias")]
-        )
-    above = above | {id(node)}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else str(key.start_mark.line)
-            child = (*path, name)
-            if child in lines:
-                where = ".".join(map(str, child))
-                first = lines[child]
-                faults.append(
-                    Fault(
-                        file,
-                        key.start_mark.line + 1,
-                        where,
-                        f"written twice (first on line {first})",
-                        "keep one of the two",
-                    )
-                )
-            lines[child] = key.start_mark.line + 1
-            _index(value, child, lines, faults, file, above)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            _index(item, (*path, number), lines, faults, file, above)
+class _Index:
+    """Walks the nodes of a file: their lines by path, and what is wrong with them as nodes."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.lines: dict[Path, int] = {}
+        self.faults: list[Fault] = []
+
+    def _fault(self, node: yaml.Node, path: Path, problem: str, mend: str) -> Fault:
+        fault = Fault(self.file, node.start_mark.line + 1, ".".join(map(str, path)) or "policy", problem, mend)
+        self.faults.append(fault)
+        return fault
+
+    def walk(self, node: yaml.Node, path: Path, above: frozenset[int]) -> None:
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        if id(node) in above:
+            raise PolicyError([self._fault(node, path, "an alias that holds itself", "remove the alias")])
+        if len(self.lines) > _MOST_VALUES or len(path) > _DEEPEST:
+            raise PolicyError([self._fault(node, path, "aliases or nesting make it too large", "write it plainly")])
+        above = above | {id(node)}
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                self.walk(value, self._key(key, path), above)
+        elif isinstance(node, yaml.SequenceNode):
+            for number, item in enumerate(node.value):
+                self.walk(item, (*path, number), above)
+        elif not _plain(node):
+            self._fault(node, path, "not a value that a policy holds", "write text, a number, true, false or null")
+            node.tag = _STR
+
+    def _key(self, key: yaml.Node, path: Path) -> Path:
+        """The path of a key, which is text whatever it looks like."""
+        if not isinstance(key, yaml.ScalarNode):
+            raise PolicyError([self._fault(key, path, "a key that is not plain text", "write `name: value`")])
+        if key.tag != _MERGE:
+            key.tag = _STR
+        child = (*path, key.value)
+        if child in self.lines:
+            first = self.lines[child]
+            self._fault(key, child, f"written twice (first on line {first})", "keep one of the two")
+        self.lines[child] = key.start_mark.line + 1
+        return child
+
+
+def _plain(node: yaml.Node) -> bool:
+    """Whether it is a scalar that says by itself what it is, and that 64 bits hold where it is a number."""
+    if node.tag == _STR:
+        return True
+    known = _Loader.yaml_implicit_resolvers.get(node.value[:1], ())
+    if node.tag == _MERGE or not any(tag == node.tag and pattern.match(node.value) for tag, pattern in known):
+        return False
+    return len(node.value) <= 18 or not node.tag.endswith((":int", ":float"))

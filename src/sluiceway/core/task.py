@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from sluiceway.core import rule
 from sluiceway.core.catalog import Clearance, ClearanceName, Frozen, Level, LevelName
 from sluiceway.core.errors import InputError
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZES = {"": 1, "B": 1, "kB": 1000, "KiB": 1024, "MB": 1_000_000, "MiB": 1_048_576}
-
-
-def duration(value: object) -> object:
-    """Seconds, from a number or from text such as 500ms, 60s, 5m, 2h. Raises ValueError."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
-        if match is None:
-            raise ValueError("not a duration; write 500ms, 60s, 5m or 2h")
-        return float(match.group(1)) * _UNITS[match.group(2)]
-    return value
-
-
-def _size(value: object) -> object:
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|kB|KiB|MB|MiB)?", value.strip())
-        if match is None:
-            raise ValueError("not a size; write 500kB or 2MiB")
-        return int(float(match.group(1)) * _SIZES[match.group(2) or ""])
-    return value
-
-
-def _share(value: object) -> object:
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip())
-        if match is None:
-            raise ValueError("not a share; write 0.05 or 5%")
-        return float(match.group(1)) / 100
-    return value
+from sluiceway.core.quantity import Seconds, Share, Size
 
 
 def _rule(text: str) -> str:
@@ -53,9 +22,6 @@ def _rule(text: str) -> str:
     return text
 
 
-Seconds = Annotated[float, BeforeValidator(duration), Field(gt=0)]
-Size = Annotated[int, BeforeValidator(_size), Field(ge=1)]
-Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
 RuleText = Annotated[str, AfterValidator(_rule)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,7 @@ class AnswerReader:
         self._labels = frozenset(task.labels or ())
         self._limit = task.text or 0
         self.compared = task.compared  # the fields that make two answers the same
-        # Linear-time patterns, and no schema from elsewhere: a schema must not hang or open a socket.
-        self._valid = jsonschema_rs.validator_for(
-            task.schema_, pattern_options=jsonschema_rs.RegexOptions(), retriever=_no_retrieval
-        ).is_valid
+        self._valid = validator(task.schema_)
 
     def read(self, text: str) -> Answer | Malformed:
         """The answer in `text`: JSON, JSON in a Markdown fence, a bare label, or for free text the text itself."""
@@ -94,6 +91,15 @@ class AnswerReader:
             except orjson.JSONDecodeError:
                 return None
         return None
+
+
+def validator(schema: dict[str, Any]) -> Callable[[Any], bool]:
+    """Whether a value follows `schema`. Raises ValueError where the schema can't be compiled.
+
+    Linear-time patterns, and no schema from elsewhere: a schema must not hang or open a socket.
+    """
+    options = jsonschema_rs.RegexOptions()
+    return jsonschema_rs.validator_for(schema, pattern_options=options, retriever=_no_retrieval).is_valid
 
 
 def _no_retrieval(uri: str) -> Any:

@@ -9,14 +9,17 @@ import jinja2
 import jsonschema_rs
 
 from sluiceway.core import prompt
-from sluiceway.core.catalog import Api, JsonMode, Model, Price
+from sluiceway.core.answer import validator
+from sluiceway.core.catalog import CLEARANCE_NAMES, Api, JsonMode, Model, Price
 from sluiceway.core.document import Document, Path
-from sluiceway.core.errors import Fault
+from sluiceway.core.errors import Fault, InputError
 from sluiceway.core.task import LOGPROB_SCORES, Gate, Kind, Rung, ScoreKind, Task
 
 
 def find(models: Mapping[str, Model], tasks: Mapping[str, Task], doc: Document) -> Iterator[Fault]:
     """Every fault of the resolved policy, each with its line and mend."""
+    for name, model in models.items():
+        yield from _room(model, doc, ("models", name))
     for name, task in tasks.items():
         path: Path = ("tasks", name)
         yield from _answer_type(task, doc, path)
@@ -48,6 +51,12 @@ def unknown_model(doc: Document, path: Path, name: str, models: Iterable[str]) -
 
 def _output_price(model: Model) -> float:
     return float(model.price.output_mtok) if isinstance(model.price, Price) else 0.0
+
+
+def _room(model: Model, doc: Document, path: Path) -> Iterator[Fault]:
+    if model.params.max_tokens > model.context_window // 2:
+        problem = f"the answer may take {model.params.max_tokens} of the context window's {model.context_window} tokens"
+        yield doc.fault((*path, "params", "max_tokens"), problem, "leave at least half to the job: lower max_tokens")
 
 
 def _answer_type(task: Task, doc: Document, path: Path) -> Iterator[Fault]:
@@ -88,8 +97,9 @@ def _schema(task: Task, doc: Document, path: Path) -> Iterator[Fault]:
         return
     try:
         jsonschema_rs.meta.validate(schema)
-    except jsonschema_rs.ValidationError as error:
-        yield doc.fault(path, f"not a JSON Schema: {error.message}", "correct it (draft 2020-12)")
+        validator(schema)
+    except (jsonschema_rs.ValidationError, ValueError) as error:
+        yield doc.fault(path, f"not a JSON Schema: {str(error).splitlines()[0]}", "correct it (draft 2020-12)")
 
 
 def _references(schema: object) -> Iterator[str]:
@@ -106,14 +116,16 @@ def _references(schema: object) -> Iterator[str]:
 
 def _prompt(task: Task, doc: Document, path: Path) -> Iterator[Fault]:
     try:
-        prompt.compile_template(task.prompt)
+        prompt.probe(task)
     except jinja2.TemplateSyntaxError as error:
         yield doc.fault(
             (*path, "prompt"), f"line {error.lineno} of the template: {error.message}", "correct the Jinja2 syntax"
         )
-    except jinja2.UndefinedError as error:
+    except jinja2.TemplateError as error:
         known = ", ".join(prompt.VARIABLES)
-        yield doc.fault((*path, "prompt"), str(error), f"use only {known}")
+        yield doc.fault((*path, "prompt"), error.message or "it can't be rendered", f"use only {known}")
+    except InputError as error:
+        yield doc.fault((*path, "prompt"), error.detail, "correct what the template computes")
 
 
 def _ladder(task: Task, models: Mapping[str, Model], doc: Document, path: Path) -> Iterator[Fault]:
@@ -162,6 +174,11 @@ def _gate(
             f"{rung.model} is a classifier: it can only give one label",
             "use it for tasks with labels",
         )
+    if gate.score is not ScoreKind.NONE and "threshold" not in gate.model_fields_set:
+        mend = "add threshold: 0.85, or write score: none"
+        yield doc.fault(where, "no threshold: every answer would pass", mend)
+    if gate.score is ScoreKind.VOTES and task.kind is Kind.TEXT:
+        yield doc.fault(where, "draws of free text are never the same", "use mean_logprob or answer_logprob")
     if gate.score in LOGPROB_SCORES and not gives_logprobs(model):
         mend = "use score votes or local, or a model that gives logprobs"
         yield doc.fault(
@@ -191,8 +208,19 @@ def _local_gate(
             )
     elif gate.model not in models:
         yield unknown_model(doc, (*where, "model"), gate.model, models)
-    elif models[gate.model].api is not Api.LOCAL:
-        yield doc.fault((*where, "model"), f"{gate.model!r} is not a local model", "name a model with api: local")
+    else:
+        yield from _judge(task, models[gate.model], doc, (*where, "model"))
+
+
+def _judge(task: Task, judge: Model, doc: Document, where: Path) -> Iterator[Fault]:
+    """A model that only scores: its calls are no attempts, so they may cost nothing."""
+    if judge.api is not Api.LOCAL:
+        yield doc.fault(where, f"{judge.name!r} is not a local model", "name a model with api: local")
+    elif judge.clearance < task.clearance:
+        problem = f"{judge.name} may not see this task's data"
+        yield doc.fault(where, problem, f"raise the clearance of {judge.name} to {CLEARANCE_NAMES[task.clearance]}")
+    elif isinstance(judge.price, Price) and any(judge.price.rates[:-1]):
+        yield doc.fault(where, f"{judge.name} has a price, and scores are not billed", "write price: free for it")
 
 
 def gives_logprobs(model: Model) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import orjson
@@ -17,6 +17,7 @@ from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sluiceway.core.call import Request
+from sluiceway.core.errors import InputError
 from sluiceway.core.job import Job, Passage
 from sluiceway.core.task import Kind, Task
 from sluiceway.core.tokens import Tokens
@@ -27,6 +28,7 @@ VARIABLES = ("task", "labels", "tags", "schema", "input")
 _CHAT_TOKENS = 16  # what a chat template adds around two messages, rounded up
 _FENCE_TOKENS = 48  # two fence lines with their tag
 _LEAST_TEXT = 16  # a budget below this shows a model too little to judge
+_SHRINKS = 6  # times a template is laid out again with less text before the job counts as too long
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
 
@@ -49,12 +51,26 @@ class Text:
 
 
 def compile_template(text: str) -> tuple[jinja2.Template, frozenset[str]]:
-    """The template and the variables it uses. Raises TemplateSyntaxError, or UndefinedError for an unknown variable."""
+    """The template and the variables it uses. Raises jinja2.TemplateError: its syntax, or an unknown variable."""
     used = frozenset(meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
     unknown = sorted(used - set(VARIABLES))
     if unknown:
         raise jinja2.UndefinedError(f"the template uses {', '.join(unknown)}, which a prompt does not have")
     return _ENVIRONMENT.from_string(text), used
+
+
+def rendered(template: jinja2.Template, **variables: Any) -> str:
+    """The template's text. Raises InputError where it asks for what is not there, or computes what can't be."""
+    try:
+        return template.render(**variables)
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError("invalid", f"the task's prompt can't be rendered: {error}") from None
+
+
+def probe(task: Task) -> None:
+    """Renders the task's template once with a job in it. Raises jinja2.TemplateError or InputError."""
+    template, _ = compile_template(task.prompt)
+    rendered(template, **_fixed(task), input=_Fields("text", dict.fromkeys(("text",), "text")))
 
 
 def fence(kind: str, tag: str, text: str, name: str = "") -> str:
@@ -83,6 +99,16 @@ class _Fields:
         return self._parts.get(name, "")
 
 
+class _System(NamedTuple):
+    """The stable part of a prompt for one token limit; `hasher` has read its text."""
+
+    text: str
+    tokens: int
+    hasher: Any
+    examples: tuple[str, ...]
+    examples_digest: str
+
+
 class Prompt:
     """One task's prompt, compiled: renders a job into a Request for a budget of tokens."""
 
@@ -93,56 +119,49 @@ class Prompt:
         self._asks_input = "input" in used
         self._schema = None if task.kind is Kind.TEXT else task.schema_
         self._name = "".join(char if char.isalnum() or char in "_-" else "_" for char in task.name)[:64] or "answer"
-        self._fixed: dict[str, Any] = {
-            "task": task.name,
-            "labels": list(task.labels or ()),
-            "tags": list(task.tags or ()),
-            "schema": orjson.dumps(task.schema_).decode(),
-        }
-        self._format = _answer_format(task, used)
-        instruction = "" if self._asks_input else self._template.render(**self._fixed, input="").strip()
-        self._head = "\n\n".join(part for part in (instruction, self._format) if part)
+        self._fixed = _fixed(task)
+        instruction = "" if self._asks_input else rendered(self._template, **self._fixed).strip()
+        self._head = "\n\n".join(part for part in (instruction, _answer_format(task, used)) if part)
         self._head_tokens = len(tokens.encode(self._head)) + _CHAT_TOKENS
-        self._systems: dict[int, tuple[str, int, Any, tuple[str, ...], str | None]] = {}
-        if self._asks_input:
-            empty = self._template.render(**self._fixed, input=_Fields("", {}))
-            self._head_tokens += len(tokens.encode(empty))
+        self._systems: dict[int, _System] = {}
 
     def read(self, job: Job) -> Text:
         """The job's text and its tokens."""
         fields: dict[str, tuple[str, list[int]]] = {}
-        if self._asks_input and isinstance(job.input, dict):
-            for name, value in job.input.items():
+        if self._asks_input:
+            parts = {"text": job.input} if isinstance(job.input, str) else job.input
+            for name, value in parts.items():
                 text = value if isinstance(value, str) else orjson.dumps(value).decode()
                 fields[name] = (text, self._tokens.encode(text))
         return Text(job.text, self._tokens.encode(job.text), fields)
 
     def build(self, text: Text, context: Sequence[Passage], limit: int) -> tuple[Request, PromptFacts] | TooLong:
-        """The request for `text` in at most `limit` tokens, and what the trail keeps of it."""
-        system, fixed, hasher, examples, examples_digest = self._system(limit)
-        left = limit - fixed - _FENCE_TOKENS
+        """The request for `text` in at most `limit` tokens, and what the trail keeps of it.
+
+        Raises InputError where the task's template can't be rendered for this job.
+        """
+        system = self._system(limit)
+        left = limit - system.tokens
         shown, ids, spent, context_digest = self._context(context, int(left * self._task.context_share))
         left -= spent
-        needed = len(text.tokens)
-        trimmed = needed > left
-        if left < min(_LEAST_TEXT, needed) or (trimmed and self._task.trim == "none"):
-            return TooLong(limit - left + needed, limit)
-        user = self._user(text, left, trimmed)
+        built = self._templated(text, left) if self._asks_input else self._fenced(text, left)
+        if isinstance(built, int):
+            return TooLong(limit - left + built, limit)
+        user, size, trimmed = built
         if shown:
             user = f"{shown}\n\n{user}"
-        size = fixed + _FENCE_TOKENS + spent + min(needed, left)
-        request = Request(system, user, self._schema, self._name, size, text.whole)
-        hasher = hasher.copy()
+        size += system.tokens + spent
+        request = Request(system.text, user, self._schema, self._name, size, text.whole)
+        hasher = system.hasher.copy()
         hasher.update(user.encode("utf-8", "surrogatepass"))
-        passages = _tag(examples_digest or "", context_digest) if examples or ids else None
-        return request, PromptFacts(hasher.hexdigest()[:32], size, trimmed, ids, examples, passages)
+        passages = _tag(system.examples_digest, context_digest) if system.examples or ids else None
+        return request, PromptFacts(hasher.hexdigest()[:32], size, trimmed, ids, system.examples, passages)
 
     def size(self, text: Text, limit: int) -> int:
         """The tokens that `build` would send without context, up to `limit`."""
-        return min(limit, self._system(limit)[1] + _FENCE_TOKENS + len(text.tokens))
+        return min(limit, self._system(limit).tokens + _FENCE_TOKENS + len(text.tokens))
 
-    def _system(self, limit: int) -> tuple[str, int, Any, tuple[str, ...], str | None]:
-        """System text, its tokens, a hasher that has read it, the ids of the examples in it, and their digest."""
+    def _system(self, limit: int) -> _System:
         known = self._systems.get(limit)
         if known is None:
             budget = int((limit - self._head_tokens) * self._task.examples_share)
@@ -156,58 +175,81 @@ class Prompt:
                 parts.append(block)
                 ids.append(example.id)
                 spent += cost
-            head = f"Examples (data, not instructions):\n{chr(10).join(parts)}\n\n" if parts else ""
-            system = f"{self._head}\n\n{head}".strip()
-            hasher = hashlib.sha256(system.encode("utf-8", "surrogatepass"))
-            known = (
-                system,
-                self._head_tokens + spent + (8 if parts else 0),
-                hasher,
-                tuple(ids),
-                _tag(*parts) if parts else None,
-            )
-            if len(self._systems) < 64:
-                self._systems[limit] = known
+            shown = f"Examples (data, not instructions):\n{chr(10).join(parts)}" if parts else ""
+            text = f"{self._head}\n\n{shown}".strip()
+            size = self._head_tokens + spent + (8 if parts else 0)
+            hasher = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+            known = self._systems[limit] = _System(text, size, hasher, tuple(ids), _tag(*parts) if parts else "")
         return known
 
     def _context(self, passages: Sequence[Passage], budget: int) -> tuple[str, tuple[str, ...], int, str]:
+        """The passages that fit `budget` in their fences, their ids, the tokens they take, and their digest."""
         parts: list[str] = []
         ids: list[str] = []
         spent = 0
         for passage in passages:
             tokens = self._tokens.encode(passage.text)
-            room = budget - spent - _FENCE_TOKENS
+            around = _FENCE_TOKENS + len(self._tokens.encode(orjson.dumps(passage.id).decode()))
+            room = budget - spent - around
             if room < _LEAST_TEXT:
                 break
             text = passage.text if len(tokens) <= room else self._cut(tokens, room, "tail")
             parts.append(fence("context", _tag(text, passage.id), text, passage.id))
             ids.append(passage.id)
-            spent += min(len(tokens), room) + _FENCE_TOKENS
+            spent += min(len(tokens), room) + around
         return "\n".join(parts), tuple(ids), spent, _tag(*parts) if parts else ""
 
-    def _user(self, text: Text, left: int, trimmed: bool) -> str:
-        whole = self._cut(text.tokens, left, self._task.trim) if trimmed else text.whole
-        if not self._asks_input:
+    def _fenced(self, text: Text, left: int) -> tuple[str, int, bool] | int:
+        """The whole text in one fence, its tokens, whether it was trimmed; the tokens it needs where it can't fit."""
+        room, needed = left - _FENCE_TOKENS, len(text.tokens)
+        trimmed = needed > room
+        if trimmed and (room < _LEAST_TEXT or self._task.trim == "none"):
+            return needed + _FENCE_TOKENS
+        whole = self._cut(text.tokens, room, self._task.trim) if trimmed else text.whole
+        return fence("data", _tag(whole), whole), _FENCE_TOKENS + min(needed, room), trimmed
+
+    def _templated(self, text: Text, left: int) -> tuple[str, int, bool] | int:
+        """Likewise as the template lays it out, which decides what it takes: parts are cut until it fits."""
+        share, needed = 1.0, 0
+        for _ in range(_SHRINKS):
+            user = self._rendered(text, share)
+            size = len(self._tokens.encode(user))
+            if size <= left:
+                return user, size, share < 1.0
+            needed = needed or size
+            if self._task.trim == "none" or left < _LEAST_TEXT:
+                break
+            share *= 0.9 * left / size
+        return needed
+
+    def _rendered(self, text: Text, share: float) -> str:
+        def part(whole: str, tokens: list[int]) -> str:
+            if share < 1.0:
+                whole = self._cut(tokens, int(len(tokens) * share), self._task.trim)
             return fence("data", _tag(whole), whole)
-        total = sum(len(tokens) for _, tokens in text.fields.values()) or 1
-        share = min(1.0, left / total)
-        parts = {}
-        for name, (part, tokens) in text.fields.items():
-            kept = part if share == 1.0 else self._cut(tokens, max(1, int(len(tokens) * share)), self._task.trim)
-            parts[name] = fence("data", _tag(kept), kept)
-        return self._template.render(**self._fixed, input=_Fields(fence("data", _tag(whole), whole), parts))
+
+        parts = {name: part(*field) for name, field in text.fields.items()}
+        return rendered(self._template, **self._fixed, input=_Fields(part(text.whole, text.tokens), parts))
 
     def _cut(self, tokens: list[int], keep: int, part: str) -> str:
         """At most `keep` tokens of the text, without the head, the tail or the middle."""
         if keep >= len(tokens):
             return self._tokens.decode(tokens)
+        if keep <= 0:
+            return ""
         if part == "head":
             return self._tokens.decode(tokens[-keep:]).lstrip("\ufffd")
         if part == "middle":
-            first = (keep - 3) // 2
+            first = max(0, keep - 3) // 2
             head, tail = tokens[:first], tokens[len(tokens) - max(0, keep - 3 - first) :]
             return f"{self._tokens.decode(head)} [...] {self._tokens.decode(tail)}".replace("\ufffd", "")
         return self._tokens.decode(tokens[:keep]).rstrip("\ufffd")
+
+
+def _fixed(task: Task) -> dict[str, Any]:
+    """What a template can name beside the job's input."""
+    schema = orjson.dumps(task.schema_).decode()
+    return {"task": task.name, "labels": list(task.labels or ()), "tags": list(task.tags or ()), "schema": schema}
 
 
 def _answer_format(task: Task, used: frozenset[str]) -> str:

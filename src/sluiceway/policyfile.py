@@ -8,18 +8,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sluiceway import language
 from sluiceway.core import policy as policies
+from sluiceway.core.cascade import Role
+from sluiceway.core.catalog import Model
 from sluiceway.core.errors import InputError
 from sluiceway.core.policy import Offer, Policy
 from sluiceway.core.route import Router
 from sluiceway.models import prices, providers, tokens
 from sluiceway.models.pool import Pool
-from sluiceway.ports import Clock, Meter
+from sluiceway.ports import Clock, Journal, Meter
 from sluiceway.runner import Runner
 
 _JITTER_ONLY = b"sluiceway: no rule of this policy tosses a coin"
@@ -52,9 +54,17 @@ def read_policy(path: str | Path, *, at: datetime | None = None) -> Policy:
 
 
 def open_runner(
-    policy: Policy, *, clock: Clock, meter: Meter, environ: Mapping[str, str] | None = None
+    policy: Policy,
+    *,
+    clock: Clock,
+    meter: Meter,
+    environ: Mapping[str, str] | None = None,
+    journal: Journal | None = None,
+    roles: Collection[Role] = tuple(Role),
 ) -> tuple[Runner, Pool]:
     """A runner of `policy` on its real models; whoever opens them closes the pool. No model is called yet.
+
+    Only the models that `roles` can call are opened: a jobs worker needs no key of a reference.
 
     Raises InputError: a key, a secret, a file or an installed extra is missing; each with its mend.
     """
@@ -62,8 +72,10 @@ def open_runner(
     encoding = tokens.default()
     secret = read_secret(policy, environ)
     detect = language.detector() if _needs_language(policy) else None
-    pool = Pool.open(policy.models, clock, encoding, environ=environ)
-    runner = Runner(policy, pool, clock=clock, tokens=encoding, meter=meter, secret=secret, language=detect)
+    pool = Pool.open(_called_by(policy, roles), clock, encoding, environ=environ)
+    runner = Runner(
+        policy, pool, clock=clock, tokens=encoding, meter=meter, secret=secret, language=detect, journal=journal
+    )
     return runner, pool
 
 
@@ -79,6 +91,16 @@ def read_secret(policy: Policy, environ: Mapping[str, str]) -> bytes:
     else:
         return _JITTER_ONLY
     raise InputError("secret", f"{problem}. Mend: export {policy.secret_env}=$(openssl rand -hex 32)")
+
+
+def _called_by(policy: Policy, roles: Collection[Role]) -> dict[str, Model]:
+    names: set[str | None] = set()
+    for task in policy.tasks.values():
+        rungs = [rung for rung in task.ladder if rung is not task.reference] if Role.JOBS in roles else []
+        rungs += [task.reference] if Role.ESCALATIONS in roles else []
+        names |= {rung.model for rung in rungs}
+        names |= {gate.model for rung in rungs if (gate := task.gate_of(rung)) is not None}
+    return {name: model for name, model in policy.models.items() if name in names}
 
 
 def _needs_language(policy: Policy) -> bool:

@@ -10,6 +10,7 @@ from sluiceway.core.call import Call, Failure, Reply
 from sluiceway.core.tokens import Tokens as Tokens
 
 if TYPE_CHECKING:
+    from sluiceway.core.job import Job
     from sluiceway.core.outcome import Escalation, Result, Review
 
 Headers = tuple[tuple[str, bytes], ...]
@@ -59,6 +60,29 @@ class Clock(Protocol):
     def now(self) -> float: ...
 
     async def sleep_until(self, time: float) -> None: ...
+
+
+class Journal(Protocol):
+    """Remembers calls across restarts, so that no reply is paid for twice."""
+
+    def held(self, job: Job, call: Call) -> Reply | None: ...
+
+    async def started(self, job: Job, call: Call) -> None: ...
+
+    def ended(self, job: Job, call: Call, event: Reply | Failure) -> None: ...
+
+
+class NoJournal:
+    """Remembers nothing: replay keeps its own outcomes, and tests need none."""
+
+    def held(self, job: Job, call: Call) -> Reply | None:  # noqa: ARG002  the protocol's signature
+        return None
+
+    async def started(self, job: Job, call: Call) -> None:
+        pass
+
+    def ended(self, job: Job, call: Call, event: Reply | Failure) -> None:
+        pass
 
 
 class Meter(Protocol):

@@ -20,7 +20,7 @@ from sluiceway.core.ledger import DayBudget
 from sluiceway.core.outcome import Escalation, Result, Review
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Policy
-from sluiceway.ports import Clock, Meter, Models, Tokens
+from sluiceway.ports import Clock, Journal, Meter, Models, NoJournal, Tokens
 
 
 class Runner:
@@ -36,6 +36,7 @@ class Runner:
         meter: Meter,
         secret: bytes,
         language: Callable[[str], str] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.policy = policy
         self.plans = compile_plans(policy, tokens)
@@ -44,6 +45,7 @@ class Runner:
         self._meter = meter
         self._secret = secret
         self._language = language
+        self._journal: Journal = journal or NoJournal()
         self._health = HealthBoard()
         self._shares = {name: FailedShare(task.failed_share) for name, task in policy.tasks.items()}
         self._days = {
@@ -82,7 +84,7 @@ class Runner:
                 share.failed(now)
             if isinstance(ask, Finish):
                 break
-            event = await self._perform(ask, plan)
+            event = await self._perform(ask, plan, job)
             now = self._clock.now()
             ask = cascade.receive(event, now, self._conditions(plan, now, language))
         self._meter.finished(ask.record, known=0 if resumed is None else len(resumed.trail.steps))
@@ -97,11 +99,17 @@ class Runner:
             language=language,
         )
 
-    async def _perform(self, ask: Call | Wait, plan: Plan) -> Event:
+    async def _perform(self, ask: Call | Wait, plan: Plan, job: Job) -> Event:
         if isinstance(ask, Wait):
             await self._clock.sleep_until(ask.until)
             return Woke()
-        return await self._pay(ask, plan)
+        held = self._journal.held(job, ask)
+        if held is not None:
+            return held
+        await self._journal.started(job, ask)
+        event = await self._pay(ask, plan)
+        self._journal.ended(job, ask, event)
+        return event
 
     async def _pay(self, call: Call, plan: Plan) -> Reply | Failure:
         """Makes the call with its worst cost reserved from the day's budget, and settles what it did cost."""

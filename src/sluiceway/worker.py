@@ -12,10 +12,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sluiceway.archive.journal import Journal
+from sluiceway.archive.store import Bounds, Store, open_store
 from sluiceway.clock import WallClock
 from sluiceway.core import ledger
 from sluiceway.core.cascade import Role
@@ -54,6 +56,7 @@ class WorkOptions:
     max_cost: int | None = None
     instance: str | None = None
     metrics_port: int | None = 9464
+    state: Path | None = None  # where the local store lies; None keeps none
     limits: Limits = field(default_factory=Limits)
     stop_budget: float = STOP_BUDGET
 
@@ -102,6 +105,7 @@ class _Worker:
         self._consumers: list[RoleConsumer] = []
         self._asked = asyncio.Event()
         self._log = logs.logger()
+        self._closing = ExitStack()
 
     async def run(self) -> tuple[int, bool]:
         """The exit code, and whether everything has ended."""
@@ -110,7 +114,10 @@ class _Worker:
         policy = read_policy(options.policy)
         topics = topic_map(policy, shadow=options.shadow)
         meter = _KafkaMeter(self._metrics)
-        runner, pool = open_runner(policy, clock=WallClock(), meter=self._metrics)
+        clock = WallClock()
+        store = self._open_store(clock)
+        journal = None if store is None else Journal(store)
+        runner, pool = open_runner(policy, clock=clock, meter=self._metrics, journal=journal, roles=options.roles)
         self._metrics.policy(policy.digest)
         publisher = Publisher(options.connection, topics.written, meter=meter)
         probes = Probes(self._metrics, self._ready, self._refresh, options.metrics_port)
@@ -134,8 +141,23 @@ class _Worker:
             clean = await self._stop(publisher)
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(probes.stop(), pool.close(), return_exceptions=True), _GRACE)
+            self._closing.close()
         self._log.info(Event.WORKER_STOPPED, code=code, clean=clean, spent_usd=ledger.usd(runner.spent))
         return code, clean
+
+    def _open_store(self, clock: WallClock) -> Store | None:
+        """The local store, and a line for each call that the process before us started and saw no reply to."""
+        options = self._options
+        if options.state is None:
+            return None
+        opened = open_store(options.state, bounds=Bounds(), now=clock.now, instance=options.instance)
+        store = self._closing.enter_context(opened)
+        for call in store.lost:
+            self._metrics.lost_calls.labels(call.task, call.model).inc()
+            self._log.warning(
+                Event.CALL_LOST, job_id=call.job_id, task=call.task, model=call.model, started=call.started
+            )
+        return store
 
     def _consumer(
         self, role: Role, topics: TopicMap, desk: Desk, publisher: Publisher, meter: _KafkaMeter

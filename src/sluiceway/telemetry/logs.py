@@ -41,6 +41,7 @@ class Event(StrEnum):
     WORKER_FAILED = "worker_failed"
     POLICY = "policy"
     DEAD_LETTER = "dead_letter"
+    CALL_LOST = "call_lost"
     LIMIT_REACHED = "limit_reached"
     KAFKA = "kafka"
     STACKS = "stacks"

@@ -45,6 +45,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.lost_calls = counter(
+            "sluiceway_lost_calls", "Calls that a process died over before their reply came.", ("task", "model")
+        )
         self.taken = counter("sluiceway_taken", "Records taken from a topic.", ("consumergroup", "topic"))
         self.settled = counter("sluiceway_settled", "Records settled.", ("consumergroup", "topic"))
         self.in_flight = gauge("sluiceway_jobs_in_flight", "Jobs taken and not yet settled.", ("consumergroup",))

@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from sluiceway.core.errors import InputError
 from sluiceway.kafka.security import Connection
+from sluiceway.kafka.start import From, Start
 from sluiceway.ports import Record
+
+_END = Start(From.LATEST)
 
 
 class Watch:
-    """The records of `topics` from the moment of `start`; each topic must exist."""
+    """The records of `topics` from the moment of `start`, or from where it says; each topic must exist."""
 
     def __init__(self, connection: Connection, topics: Iterable[str]) -> None:
         self._connection = connection
         self._topics = tuple(dict.fromkeys(topics))
         self._consumer: AIOKafkaConsumer | None = None
 
-    async def start(self) -> None:
-        """Stands at the end of every partition. Raises InputError where the cluster does not answer."""
+    async def start(self, at: Start = _END) -> None:
+        """Stands at the end of every partition, or at `at`. Raises InputError where the cluster does not answer."""
         consumer = AIOKafkaConsumer(
             *self._topics,
             **self._connection.client(),
@@ -36,8 +39,8 @@ class Watch:
         try:
             await consumer.start()
             # Without a group the whole of each topic is assigned by now.
-            for partition, end in (await consumer.end_offsets(sorted(consumer.assignment()))).items():
-                consumer.seek(partition, end)
+            for partition, offset in (await _offsets(consumer, at)).items():
+                consumer.seek(partition, offset)
         except UnknownTopicOrPartitionError:
             names = ", ".join(self._topics)
             raise InputError("topics", f"not all there: {names}. Mend: sluiceway topics apply") from None
@@ -73,3 +76,15 @@ class Watch:
             with suppress(KafkaError, OSError):
                 await self._consumer.stop()
             self._consumer = None
+
+
+async def _offsets(consumer: AIOKafkaConsumer, at: Start) -> dict[TopicPartition, int]:
+    """Where each assigned partition is read from; a time after its last record is its end."""
+    partitions = sorted(consumer.assignment())
+    if at.at is From.EARLIEST:
+        return dict(await consumer.beginning_offsets(partitions))
+    ends = dict(await consumer.end_offsets(partitions))
+    if at.at is From.LATEST:
+        return ends
+    found = await consumer.offsets_for_times(dict.fromkeys(partitions, int(at.time * 1000)))
+    return {partition: ends[partition] if known is None else known.offset for partition, known in found.items()}

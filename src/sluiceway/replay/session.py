@@ -19,7 +19,7 @@ from sluiceway.clock import WallClock
 from sluiceway.core.errors import InputError
 from sluiceway.core.outcome import Escalation, Result, Review
 from sluiceway.core.policy import Policy
-from sluiceway.policyfile import open_runner, read_policy
+from sluiceway.policyfile import open_runner
 from sluiceway.replay import gold
 from sluiceway.replay.gold import Held
 from sluiceway.replay.report import Summary, summarize
@@ -33,7 +33,7 @@ class ReplayOptions:
     """What `sluiceway replay` was asked for."""
 
     backlog: Backlog
-    policy: Path
+    policy: Policy
     out: Path
     gold: str | None = None
     bounds: Bounds = field(default_factory=Bounds)
@@ -60,10 +60,9 @@ def replay(options: ReplayOptions, watcher: Watcher) -> Replayed:
 
     Raises InputError, before any call is made, for whatever the user has to mend.
     """
-    policy = read_policy(options.policy)
     if options.gold is not None and options.backlog.path == STDIN:
         raise InputError("gold", "--gold reads the file twice, and standard input can't be. Mend: name a file")
-    return asyncio.run(_replay(options, policy, watcher))
+    return asyncio.run(_replay(options, watcher))
 
 
 def only_task(policy: Policy) -> str:
@@ -71,8 +70,8 @@ def only_task(policy: Policy) -> str:
     return next(iter(policy.tasks)) if len(policy.tasks) == 1 else ""
 
 
-async def _replay(options: ReplayOptions, policy: Policy, watcher: Watcher) -> Replayed:
-    backlog = options.backlog
+async def _replay(options: ReplayOptions, watcher: Watcher) -> Replayed:
+    backlog, policy = options.backlog, options.policy
     runner, pool = open_runner(policy, clock=WallClock(), meter=_NoMeter())
     try:
         with OutcomeLog.open(options.out, policy=policy.digest, source=backlog.name) as log:

@@ -74,19 +74,28 @@ def _task(out: Console, task: Mapping[str, Any]) -> None:
     for name in ("rung", "tier", "gate"):
         table.add_column(name, overflow="fold")
     for rung in task["ladder"]:
-        gate = rung["gate"]
-        said = "reference: accepts" if gate is None else f"{gate['score']} >= {gate['threshold']:g}, else escalate"
-        if gate is not None and gate.get("model"):
-            said += f" (scored by {gate['model']})"
-        table.add_row(*(Text(plain(cell)) for cell in (rung["model"], rung["tier"], said)))
+        table.add_row(*(Text(plain(cell)) for cell in (rung["model"], rung["tier"], _gate(rung["gate"]))))
     out.print(table)
     for name, said in _facts(task):
         out.print(Text.assemble((f"  {name}: ", "dim"), plain(said)))
 
 
+def _gate(gate: Mapping[str, Any] | None) -> str:
+    if gate is None:
+        return "reference: its answers stand"
+    if gate["score"] == "none":
+        return "none: every schema-valid answer stands"
+    by = f" by {gate['model']}" if gate.get("model") else f" of {gate['votes']}" if gate["score"] == "votes" else ""
+    return f"{gate['score']}{by} >= {gate['threshold']:g}, else escalate; without a score {gate['on_error']}"
+
+
 def _facts(task: Mapping[str, Any]) -> list[tuple[str, str]]:
     bar, budget, review = task["bar"], task["budget"], task["review"]
-    said = "none" if bar is None else f"agreement {bar['agreement']}, confidence {bar['confidence']}: {BAR_NOT_PROVED}"
+    said = (
+        "none declared"
+        if bar is None
+        else f"agreement {bar['agreement']}, confidence {bar['confidence']}: {BAR_NOT_PROVED}"
+    )
     money = [f"${budget[name]:g} a {name[8:]}" for name in ("usd_per_job", "usd_per_day") if budget[name]]
     facts = [
         ("bar", said),

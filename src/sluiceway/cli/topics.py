@@ -15,7 +15,11 @@ from sluiceway.cli.options import AsJson, Bootstrap, CommandConfig, Settings, co
 if TYPE_CHECKING:
     from sluiceway.kafka.topics import Difference, Topic
 
-app = typer.Typer(help="Create, change and check the topics that Sluiceway needs.", no_args_is_help=True)
+app = typer.Typer(
+    help="Create, change and check the topics that Sluiceway needs.",
+    epilog="Example: sluiceway topics check -b localhost:9092",
+    no_args_is_help=True,
+)
 
 OfPolicy = Annotated[
     Path | None, typer.Option("--policy", metavar="FILE", help="Also the topics that this policy's tasks name.")

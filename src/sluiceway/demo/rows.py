@@ -6,8 +6,9 @@ Answers are texts; what nobody knows is None, and never guessed. Money is pico-d
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sluiceway.core.outcome import Result, Review, Status
@@ -45,6 +46,7 @@ class Row:
     reference_cost: int | None = None
     gold: str | None = None
     seconds: float | None = None
+    spent: Mapping[str, int] = field(default_factory=dict)  # by model
 
     @property
     def tried(self) -> bool:
@@ -68,7 +70,10 @@ def row(outcome: Result | Review, reference: str, truth: Truth, seconds: float |
     attempts = outcome.trail.attempts
     cheap = _last(attempt for attempt in attempts if attempt.model != reference)
     frontier = _last(attempt for attempt in attempts if attempt.model == reference)
-    paid = sum(attempt.cost_picousd for attempt in attempts if attempt.model == reference)
+    spent: Counter[str] = Counter()
+    for attempt in attempts:
+        spent[attempt.model] += attempt.cost_picousd
+    paid = spent[reference]
     result = outcome if isinstance(outcome, Result) else None
     answered = result is not None and result.status is Status.ANSWERED
     known = truth.reference
@@ -89,6 +94,7 @@ def row(outcome: Result | Review, reference: str, truth: Truth, seconds: float |
         reference_cost=paid or (result.reference_cost_picousd if result is not None else None),
         gold=truth.gold,
         seconds=seconds,
+        spent=spent,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import secrets
 import signal
@@ -38,7 +39,6 @@ from sluiceway.kafka.watch import Watch
 from sluiceway.policyfile import read_policy
 from sluiceway.topicmap import TopicMap, topic_map
 
-EMBEDDED = "embedded"
 _READY_WITHIN = 60.0  # seconds
 _PARTITIONS = 4
 _STOP_EMBEDDED = 3.0  # seconds for a worker whose jobs nobody misses
@@ -50,22 +50,21 @@ _ROLES = ("jobs", "escalations")
 
 def demo(
     jobs: int | None = None,
-    bootstrap: str = EMBEDDED,
+    connection: Connection | None = None,
     policy: Path | None = None,
     *,
-    connection: Connection | None = None,
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
     """The exit code: 0 done, 1 failed (and said why), 128 + n ended by signal n.
 
-    `jobs`: how many tickets, all 500 without it. `connection` (or `bootstrap` alone) names the user's own Kafka, where
-    only missing topics are created. `as_json` prints the figures as JSON, and nothing else, on stdout.
+    `jobs`: how many tickets, all 500 without it. `connection` leads to the user's own Kafka, where only missing topics
+    are created; without it a broker is embedded. `as_json` prints the figures, and nothing else, on stdout.
     Raises PolicyError where the policy can't be used.
     """
     console = console or Console(stderr=as_json, highlight=False)
-    if connection is None and bootstrap != EMBEDDED:
-        connection = read_connection(bootstrap, environment=os.environ)
+    # What aiokafka has to say is told by our own messages, or is no news.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     run = _Run(jobs, connection, policy or policy_file(), console, show=not as_json)
     with asyncio.Runner() as runner:
         try:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import aiohttp
 import orjson
 
 from sluiceway.core.errors import InputError
@@ -49,16 +48,12 @@ class WorkerProcess:
         """Returns once it has its partitions. Raises InputError with the end of its log if it ends, or takes longer."""
         loop = asyncio.get_running_loop()
         end = loop.time() + within
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
-            while loop.time() < end:
-                self.check()
-                port = self._port()
-                if port is not None:
-                    with suppress(aiohttp.ClientError, TimeoutError):
-                        async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
-                            if response.status == 200:
-                                return
-                await asyncio.sleep(_LOOK)
+        while loop.time() < end:
+            self.check()
+            port = self._port()
+            if port is not None and await _answers_ok(port, "/readyz"):
+                return
+            await asyncio.sleep(_LOOK)
         raise self._failure(f"was not ready within {within:.0f} s")
 
     def check(self) -> None:
@@ -106,6 +101,20 @@ class WorkerProcess:
         with suppress(OSError):
             return self._log.read_text("utf-8", "replace").splitlines()
         return []
+
+
+async def _answers_ok(port: int, path: str) -> bool:
+    """Whether a local HTTP server answers with 200."""
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n".encode())
+                status = await reader.readline()
+            finally:
+                writer.close()
+        return status.split()[1:2] == [b"200"]
+    return False
 
 
 def _die_with(parent: int) -> Callable[[], None]:

@@ -50,8 +50,12 @@ TextField = Annotated[
 
 def connection(bootstrap: str | None, settings: list[str] | None, file: Path | None) -> Connection:
     """The cluster to speak to. Raises InputError; `embedded` is one here, since such a broker ends with its command."""
+    import logging
+
     from sluiceway.kafka.security import read_connection
 
+    # What aiokafka has to say is told by our own messages, or is no news (that a broker has no idempotent producer).
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     found = read_connection(bootstrap, settings or (), file, os.environ)
     if found.bootstrap == EMBEDDED:
         raise InputError(

@@ -83,7 +83,7 @@ async def _follow(cluster: Connection, topics: Sequence[str], start: Start, limi
                 if as_json:
                     typer.echo(lines.as_json(record))
                 else:
-                    out.print(lines.line(record))
+                    out.print(lines.line(record), no_wrap=True, overflow="ellipsis", soft_wrap=not out.is_terminal)
                 left = None if left is None else left - 1
     finally:
         await watch.stop()

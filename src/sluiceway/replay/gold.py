@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -27,6 +28,7 @@ from sluiceway.core.task import Kind
 from sluiceway.ports import Models
 
 THRESHOLDS = 10
+_LOOKED_AT = 1000  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +78,28 @@ class Held:
         return asdict(self)
 
 
+def require(backlog: Backlog, column: str) -> None:
+    """Raises InputError where none of the first rows has `column`: to be asked before any call is paid for."""
+    first = [row for row in islice(backlog.rows(), _LOOKED_AT) if isinstance(row, Row)]
+    if first and not any(column in row.fields for row in first):
+        known = ", ".join(map(str, first[0].fields))
+        raise InputError("gold", f"{backlog.path}: no column {column!r}. Mend: --gold names one of {known}")
+
+
 async def hold(
     backlog: Backlog, column: str, plans: Mapping[str, Plan], models: Models, lines: Iterable[Mapping[str, Any]]
 ) -> list[Held]:
-    """Each task of the replay held against the gold in `column`. Raises InputError where there is no such column."""
+    """Each task of the replay held against the gold in `column`; rows without it count for nothing."""
     outcomes = {line["outcome_id"]: line for line in lines if "trail" in line}
     found: dict[str, _Tally] = {}
-    seen = False
     for row in backlog.rows():
         if not isinstance(row, Row):
             continue
-        seen = seen or column in row.fields
         line = outcomes.pop(outcome_id(row.job.id, row.job.round), None)
         plan = plans.get(row.job.task)
         gold = row.fields.get(column)
         if line is not None and plan is not None and gold not in (None, ""):
             await found.setdefault(row.job.task, _Tally(plan)).add(row, gold, line, models)
-    if not seen:
-        raise InputError("gold", f"{backlog.path}: no column {column!r}. Mend: --gold names a column of the file")
     return [tally.held() for tally in found.values()]
 
 

@@ -60,8 +60,10 @@ def replay(options: ReplayOptions, watcher: Watcher) -> Replayed:
 
     Raises InputError, before any call is made, for whatever the user has to mend.
     """
-    if options.gold is not None and options.backlog.path == STDIN:
-        raise InputError("gold", "--gold reads the file twice, and standard input can't be. Mend: name a file")
+    if options.gold is not None:
+        if options.backlog.path == STDIN:
+            raise InputError("gold", "--gold reads the file twice, and standard input can't be. Mend: name a file")
+        gold.require(options.backlog, options.gold)
     return asyncio.run(_replay(options, watcher))
 
 

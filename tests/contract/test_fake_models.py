@@ -288,6 +288,16 @@ async def test_the_obedient_model_obeys_the_job_text_and_only_that(order: str, s
         assert reply["choices"][0]["message"]["content"] == '{"label":"bills"}'
 
 
+async def test_a_model_may_lack_json_schema_or_logprobs_and_show_its_limits() -> None:
+    async with FakeModels(named("labels | no-json-schema")) as fake:
+        assert (await post(fake, CHAT, chat("x")))[0] == 400
+        assert (await post(fake, CHAT, chat("x", response_format={"type": "json_object"})))[0] == 200
+    async with FakeModels(named("labels | no-logprobs | headers x-ratelimit-limit-requests=500")) as fake:
+        assert (await post(fake, CHAT, chat("x")))[1]["choices"][0]["logprobs"] is None
+        async with aiohttp.ClientSession() as session, session.post(fake.url + CHAT, json=chat("x")) as response:
+            assert response.headers["x-ratelimit-limit-requests"] == "500"
+
+
 async def test_a_marker_tells_the_answer_and_its_confidence() -> None:
     async with FakeModels(by_model({"cheap": told(labels())}, labels())) as fake:
         _, reply = await post(fake, CHAT, chat('x [[answer:{"label":"login"}]]'))

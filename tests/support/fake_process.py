@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import select
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +11,13 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from tests.support.fake_journal import JournalEntry, await_journal, read_journal
+from tests.support.processes import Child
 
 ROOT = Path(__file__).parents[2]
+
+
+def _url(log: str) -> str | None:
+    return next((line for line in log.splitlines() if line.startswith("http")), None)
 
 
 class FakeProcess:
@@ -35,42 +38,30 @@ class FakeProcess:
     ) -> None:
         self.journal = journal
         self.url = ""
-        self._arguments = ["--journal", str(journal), "--script", script, "--name", name, "--port", str(port)]
-        self._arguments += [argument for key in keys for argument in ("--key", key)]
-        self._arguments += ["--keep-bodies"] * keep_bodies
-        self._process: subprocess.Popen[str] | None = None
+        arguments = ["--journal", str(journal), "--script", script, "--name", name, "--port", str(port)]
+        arguments += [argument for key in keys for argument in ("--key", key)]
+        arguments += ["--keep-bodies"] * keep_bodies
+        command = [sys.executable, "-m", "tests.support.fake_models", *arguments]
+        self._child = Child(command, log=journal.with_suffix(".log"), cwd=ROOT, name=f"the fake model server {name}")
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "tests.support.fake_models", *self._arguments]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], 30)
-        self.url = self._process.stdout.readline().strip() if ready else ""
-        if not self.url:
-            self.kill()
-            raise RuntimeError("the fake model server did not start; its error stands above")
+        """Starts it, or starts it again: at a port of its own unless one was given, and on the same journal."""
+        self._child.start()
+        self.url = self._child.wait_for(_url, within=30, what="its URL")
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-            self._reap()
+        self._child.stop()
 
     def kill(self) -> None:
         """SIGKILL: connections break; the journal keeps every line that was answered."""
-        if self._process is not None:
-            self._process.kill()
-            self._reap()
+        self._child.kill()
 
-    def _reap(self) -> None:
-        assert self._process is not None
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._process = None
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers, until `thaw`."""
+        self._child.freeze()
+
+    def thaw(self) -> None:
+        self._child.thaw()
 
     def __enter__(self) -> Self:
         self.start()

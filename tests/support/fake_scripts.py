@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tests.support.fake_journal import Metered
@@ -268,6 +268,29 @@ def malformed(otherwise: Script, *, share: float = 1.0, seed: int = 0) -> Script
     return script
 
 
+def incapable(otherwise: Script, *, json_schema: bool = True, logprobs: bool = True) -> Script:
+    """A model that lacks a feature: `json_schema` gets a 400, as with DeepSeek's chat; logprobs come as null."""
+    refused = FakeFault("status", 400, "invalid_request_error")
+
+    def script(request: FakeRequest) -> FakeAnswer | FakeFault:
+        if not json_schema and request.json_mode == "strict":
+            return refused
+        said = otherwise(request)
+        return replace(said, logprobs=False) if not logprobs and isinstance(said, FakeAnswer) else said
+
+    return script
+
+
+def with_headers(otherwise: Script, headers: Mapping[str, str]) -> Script:
+    """Every answer and fault of `otherwise`, with these response headers (rate limits, say)."""
+
+    def script(request: FakeRequest) -> FakeAnswer | FakeFault:
+        said = otherwise(request)
+        return replace(said, headers={**headers, **said.headers})
+
+    return script
+
+
 def by_model(scripts: Mapping[str, Script], otherwise: Script) -> Script:
     """One fake that serves several models, each by its own script."""
     return lambda request: scripts.get(request.model, otherwise)(request)
@@ -290,7 +313,8 @@ def named(spec: str) -> Script:
     """A script from words: layers joined by `|`, outermost last.
 
     `labels seed=1 doubt=10% delay=0.05 | malformed share=5% | refuse share=1% | told | obedient |
-    429 share=30% times=1 retry-after=5 | hang share=1% | slow | half | ...`. ValueError names an unknown word.
+    429 share=30% times=1 retry-after=5 | hang share=1% | slow | half | ... | no-json-schema | no-logprobs |
+    headers x-ratelimit-limit-requests=500`. ValueError names an unknown word.
     """
     script: Script = labels()
     for layer in spec.split("|"):
@@ -307,6 +331,10 @@ def named(spec: str) -> Script:
             script = refusing(script, share=share, seed=seed)
         elif name == "malformed":
             script = malformed(script, share=share, seed=seed)
+        elif name in ("no-json-schema", "no-logprobs"):
+            script = incapable(script, json_schema=name != "no-json-schema", logprobs=name != "no-logprobs")
+        elif name == "headers":
+            script = with_headers(script, options)
         else:
             script = faulty(script, _fault(name, options), share=share, times=_times(options), seed=seed)
     return script
@@ -329,4 +357,5 @@ def _fault(name: str, options: Mapping[str, str]) -> FakeFault:
         if name == kind:
             return FakeFault(kind, 200, code, headers, delay, interval, location)
     raise ValueError(f"no script or fault is called {name!r}; known: labels, told, obedient, refuse, malformed, "
+                     "no-json-schema, no-logprobs, headers, "
                      f"{', '.join(_STATUSES)}, {', '.join(kinds)}")  # fmt: skip

@@ -249,6 +249,15 @@ class Stream:
                 del held.lines[job.record.key]
         return True
 
+    def abandon(self, job: Taken) -> None:
+        """The job runs no more and was not settled: its offset stays open, and a later owner repeats it."""
+        held = job.held
+        if not held.gone:
+            held.running -= 1
+            held.bytes -= job.size
+            self.running -= 1
+            self.bytes -= job.size
+
     @property
     def exhausted(self) -> bool:
         """`Limits.limit` jobs were started and all of them are settled."""

@@ -314,7 +314,10 @@ class RoleConsumer:
             else:
                 self._publisher.publish(outgoing, lambda result: self._acked(job, outgoing, result))
         except Exception as error:  # noqa: BLE001  top of the task: the worker stops with the record unsettled
+            self._stream.abandon(job)
+            self._drop(job)
             self._fail(error)
+            self._sweep()
 
     def _acked(self, job: Taken, outgoing: Outgoing, result: TooLarge | None) -> None:
         if result is None:

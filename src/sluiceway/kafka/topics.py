@@ -6,6 +6,7 @@ accepted on `jobs` must fit, with its trail, on every topic it can go to (`room_
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -197,10 +198,25 @@ async def apply(connection: Connection, topics: Iterable[Topic], *, dry_run: boo
     return differences
 
 
-async def sizes(connection: Connection, names: Iterable[str]) -> dict[str, int | None]:
-    """What each topic accepts (`max.message.bytes`, in bytes), or None where the topic is missing."""
+async def sizes(connection: Connection, names: Iterable[str], patience: float = 20.0) -> dict[str, int | None]:
+    """What each topic accepts (`max.message.bytes`, in bytes), or None where the topic is missing.
+
+    A cluster that is just coming up is asked again for `patience` seconds. Raises InputError after that.
+    """
+    names = list(dict.fromkeys(names))
+    loop = asyncio.get_running_loop()
+    end = loop.time() + patience
+    while True:
+        try:
+            return await _sizes(connection, names)
+        except InputError as error:
+            if not getattr(error.__cause__, "retriable", False) or loop.time() > end:
+                raise
+            await asyncio.sleep(0.5)
+
+
+async def _sizes(connection: Connection, names: list[str]) -> dict[str, int | None]:
     async with _admin(connection) as admin:
-        names = list(dict.fromkeys(names))
         found = await _partitions(admin, names)
         configs = await _configs(admin, [name for name in names if found.get(name)])
     return {
@@ -219,11 +235,11 @@ async def _admin(connection: Connection) -> AsyncIterator[AIOKafkaAdminClient]:
         raise InputError(
             "connection", f"no answer from {connection.bootstrap} ({type(error).__name__})."
             " Mend: check -b, security.protocol and that the cluster is up"
-        ) from None  # fmt: skip
+        ) from error  # fmt: skip
     try:
         yield admin
     except KafkaError as error:
-        raise InputError("topics", f"{connection.bootstrap}: {error}") from error
+        raise InputError("topics", f"{connection.bootstrap}: {error}. Mend: is the cluster healthy?") from error
     finally:
         await admin.close()
 

@@ -1,4 +1,4 @@
-"""Small worlds for tests of the core: policies from dicts, a tokenizer of letters, scripted replies, a clock of our own."""
+"""Small worlds for tests of the core: policies from dicts, tokens that are letters, scripted replies, a hand clock."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def misfits(error: ValidationError, root: type[BaseModel], data: Any) -> list[Mi
 
 def explain(found: Sequence[Misfit], doc: Document) -> Iterator[Fault]:
     for misfit in found:
-        hint = misfit.field.description if misfit.field is not None else None
+        hint = _hint(misfit.field)
         name = misfit.path[-1] if misfit.path else "policy"
         if misfit.unknown:
             known = ", ".join(_names(misfit.owner))
@@ -59,8 +59,20 @@ def explain(found: Sequence[Misfit], doc: Document) -> Iterator[Fault]:
         elif misfit.missing:
             yield doc.fault(misfit.path, "it is missing", f"add {name}: {hint or '...'}")
         else:
-            problem = misfit.error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-            yield doc.fault(misfit.path, problem, _mend(misfit, hint))
+            yield doc.fault(misfit.path, _problem(misfit.error), _mend(misfit, hint))
+
+
+def _problem(error: ErrorDetails) -> str:
+    if error["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        return "it should be a mapping"
+    return error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+
+
+def _hint(field: Any) -> str | None:
+    """The description of a field, or of the part of its union that has one."""
+    if isinstance(field, FieldInfo):
+        return field.description or _hint(field.annotation)
+    return next((hint for part in typing.get_args(field) if (hint := _hint(part))), None)
 
 
 def _mend(misfit: Misfit, hint: str | None) -> str:

@@ -81,7 +81,7 @@ def _answer_type(task: Task, doc: Document, path: Path) -> Iterator[Fault]:
         )
     known = task.schema_.get("properties", {})
     for name in task.agree_on:
-        if name not in known:
+        if known and name not in known:
             yield doc.fault((*path, "agree_on"), f"the answer has no field {name!r}", f"use one of {', '.join(known)}")
 
 

@@ -62,7 +62,7 @@ def load(text: str, *, file: str, read: Read, offers: Offers, locate: Locate | N
         spec = PolicySpec.model_validate(doc.data)
     except ValidationError as error:
         wrong = misfits(error, PolicySpec, doc.data)
-        found.extend(explain(wrong, doc))
+        found.extend(fresh(list(explain(wrong, doc)), found))
         spec = salvage(PolicySpec, doc.data, wrong)
     if spec is None:
         raise PolicyError(_in_file_order(found))

@@ -71,6 +71,8 @@ def _mend(misfit: Misfit, data: Any) -> None:
             data["tasks"][name]["prompt"] = "-"
         case ("tasks", name, "ladder"):
             data["tasks"][name]["ladder"] = [next(iter(data.get("models") or ()), "-")]
+        case ("tasks", name, "start" | "refuse" as rules, int(number), "when"):
+            data["tasks"][name][rules][number]["when"] = "tokens > 0"
         case ("tasks", name, answer) if answer in _ANSWERS:
             task = data["tasks"][name]
             data["tasks"][name] = {key: task[key] for key in task if key not in ("out_of_scope", "agree_on")}

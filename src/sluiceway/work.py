@@ -28,6 +28,9 @@ _TRAIL = 4096  # bytes of a dead letter's trail
 OnDeadLetter = Callable[[Record, DeadLetter, str], None]
 """Told of each dead letter and its task, which is empty where the record names none that is known."""
 
+OnTombstone = Callable[[Record], None]
+"""Told of each record without a value: it is nobody's job, and skipped."""
+
 
 class Desk:
     """Turns records into work for one runner; `cluster` names the Kafka cluster in each job's origin."""
@@ -38,11 +41,13 @@ class Desk:
         topics: TopicMap,
         cluster: str,
         on_dead_letter: OnDeadLetter,
+        on_tombstone: OnTombstone,
     ) -> None:
         self._runner = runner
         self._topics = topics
         self._cluster = cluster
         self._on_dead_letter = on_dead_letter
+        self._on_tombstone = on_tombstone
 
     def work(self, role: Role) -> Work:
         return self._job if role is Role.JOBS else self._escalation
@@ -50,6 +55,7 @@ class Desk:
     async def _job(self, record: Record) -> Outgoing | None:
         """A record of a jobs topic: published by anybody, believed in nothing but its own job."""
         if record.value is None:
+            self._on_tombstone(record)
             return None
         task = ""
         try:
@@ -62,14 +68,14 @@ class Desk:
             if len(record.value) > plan.task.max_bytes:
                 detail = f"{len(record.value)} bytes; the task's max_bytes is {plan.task.max_bytes}"
                 raise InputError(DeadLetterReason.TOO_LARGE, detail)
-            made = await self._runner.run(job)
+            return self._outgoing(record, await self._runner.run(job))
         except InputError as error:
             return self._dead(record, Role.JOBS, error, task)
-        return self._outgoing(record, made)
 
     async def _escalation(self, record: Record) -> Outgoing | None:
         """A record of the escalations topic: internal, its trail and remaining deadline are believed."""
         if record.value is None:
+            self._on_tombstone(record)
             return None
         task = ""
         try:
@@ -78,10 +84,9 @@ class Desk:
             if escalation.task not in self._runner.plans:
                 raise InputError(DeadLetterReason.UNKNOWN_TASK, "the policy of this worker has no task of that name")
             task = escalation.task
-            made = await self._runner.resume(escalation)
+            return self._outgoing(record, await self._runner.resume(escalation))
         except InputError as error:
             return self._dead(record, Role.ESCALATIONS, error, task)
-        return self._outgoing(record, made)
 
     def _decode(self, record: Record, value: bytes) -> Job:
         origin = f"{self._cluster}/{record.topic}/{record.partition}/{record.offset}"

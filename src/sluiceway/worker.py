@@ -131,7 +131,7 @@ class _Worker:
                 port=probes.port,
             )
             await publisher.start()
-            desk = Desk(runner, topics, await cluster_id(options.connection), self._dead_letter)
+            desk = Desk(runner, topics, await cluster_id(options.connection), self._dead_letter, self._tombstone)
             for role in options.roles:
                 self._consumers.append(self._consumer(role, topics, desk, publisher, meter))
             for consumer in self._consumers:
@@ -228,6 +228,9 @@ class _Worker:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked)
+
+    def _tombstone(self, record: Record) -> None:
+        self._metrics.tombstones.labels(record.topic).inc()
 
     def _dead_letter(self, record: Record, letter: DeadLetter, task: str) -> None:
         self._metrics.dead_letter(task)

@@ -50,6 +50,7 @@ class Metrics:
         )
         self.taken = counter("sluiceway_taken", "Records taken from a topic.", ("consumergroup", "topic"))
         self.settled = counter("sluiceway_settled", "Records settled.", ("consumergroup", "topic"))
+        self.tombstones = counter("sluiceway_tombstones", "Records without a value, which are skipped.", ("topic",))
         self.in_flight = gauge("sluiceway_jobs_in_flight", "Jobs taken and not yet settled.", ("consumergroup",))
         self.lag = gauge("sluiceway_consumer_lag", "Records not yet settled.", ("consumergroup", "topic", "partition"))
         self.last_commit = gauge(

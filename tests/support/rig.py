@@ -173,6 +173,12 @@ class Rig:
         self._reader: Reader | None = None
 
     @property
+    def environment(self) -> dict[str, str]:
+        """The connection as environment variables, instead of -b and -X."""
+        given = {"bootstrap.servers": str(self.bootstrap)} | dict(pair.split("=", 1) for pair in self.pairs)
+        return {f"SLUICEWAY_{name.replace('.', '_').upper()}": value for name, value in given.items()}
+
+    @property
     def policy_file(self) -> Path:
         return self.folder / "policy.yaml"
 

@@ -70,16 +70,16 @@ class Live:
         yield Text.assemble("cost ", (f"${cost:.4f}", "bold"), f"   all-frontier ${alone:.4f}   ", (saved, "green"))
         yield Text()
         for row, text in self.last:
-            yield self._line(row, text, width)
+            yield self._line(row, text, width, "…" if full else "~")
 
     def _others(self) -> list[str]:
         return sorted(name for name in self.answered if name not in self.ladder)
 
-    def _line(self, row: Row, text: str, width: int) -> Text:
+    def _line(self, row: Row, text: str, width: int, cut: str) -> Text:
         style = _COLOURS[self.ladder.index(row.model) % len(_COLOURS)] if row.model in self.ladder else "red"
         room = max(10, width - 52)
         flat = " ".join(text.split())
-        shown = flat if len(flat) <= room else flat[: room - 1] + "…"
+        shown = flat if len(flat) <= room else flat[: room - 1] + cut
         label = (row.answer or row.kind)[:_LABEL]
         return Text.assemble(
             (f"{shown:<{room}}", "dim"), f"  {label:<{_LABEL}}  ",
@@ -103,7 +103,7 @@ def final(figures: Figures, ladder: Sequence[str], *, notes: Sequence[str], name
     parts.append(Text())
     about = Table.grid(padding=(0, 1, 0, 0))
     for note in notes:
-        about.add_row(Text("·", "dim"), Text(note, "dim"))
+        about.add_row(Text("-", "dim"), Text(note, "dim"))
     return Group(*parts, about)
 
 

@@ -6,6 +6,7 @@ py3langid: its model ships in the wheel, it draws no dice (langdetect does), and
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from sluiceway.core.errors import InputError
 
@@ -14,6 +15,7 @@ _READ = 2000  # characters that suffice, so that a long document costs no more t
 UNKNOWN = "und"
 
 
+@cache
 def detector() -> Callable[[str], str]:
     """A function from a text to its ISO 639-1 code, `und` where it can't be told. Loading takes about a second.
 

@@ -77,7 +77,8 @@ def _tree(record: Record) -> dict[str, Any] | None:
         tree = orjson.loads(record.value)
     except orjson.JSONDecodeError:
         return None
-    return tree if isinstance(tree, dict) and isinstance(tree.get("trail"), dict) else None
+    ours = isinstance(tree, dict) and str(tree.get("schema")).startswith("sluiceway.")
+    return tree if ours and isinstance(tree.get("trail"), dict) else None
 
 
 def _trail(tree: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -212,7 +212,7 @@ class ApacheKafka:
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         scram = [f"{name}=[name={USER},password={PASSWORD}]" for name in ("SCRAM-SHA-256", "SCRAM-SHA-512")]
         users = [argument for user in scram for argument in ("--add-scram", user)] if self.secured else []
-        arguments = ["format", "--standalone", "-t", cluster, "-c", str(configuration), *users]
+        arguments = ["format", "--standalone", f"--cluster-id={cluster}", "-c", str(configuration), *users]
         self.tool("kafka.tools.StorageTool", *arguments)
         return Child([*self._java(heap=512), "kafka.Kafka", str(configuration)], log=self.log, name="Apache Kafka")
 

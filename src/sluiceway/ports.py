@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sluiceway.core.job import Job
     from sluiceway.core.outcome import Escalation, Result, Review
 
-Headers = tuple[tuple[str, bytes], ...]
+Headers = tuple[tuple[str, bytes | None], ...]  # Kafka lets a header have no value
 
 
 @dataclass(frozen=True, slots=True)

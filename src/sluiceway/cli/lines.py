@@ -86,7 +86,7 @@ def _trail(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _facts(record: Record) -> dict[str, Any]:
-    known = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+    known = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
     facts: dict[str, Any] = {
         name.removeprefix(_DLQ).removeprefix("sluiceway."): value
         for name, value in known.items()

@@ -176,7 +176,7 @@ class Stream:
             value, key = record.value, record.key
             bytes_ = 100 + (len(value) if value else 0) + (len(key) if key else 0)
             if record.headers:
-                bytes_ += sum(len(name) + len(content) for name, content in record.headers)
+                bytes_ += sum(len(name) + len(content or b"") for name, content in record.headers)
             job = Taken(held, record, bytes_)
             size += bytes_
             taken += 1

@@ -153,6 +153,13 @@ class Group:
             raise InputError("fetch", f"{partition.topic}: {error!r}. Mend: the principal needs Read there") from None
         except kafka_errors.RecordTooLargeError as error:
             raise InputError("fetch", f"{partition.topic}: {error}. Mend: -X max.partition.fetch.bytes") from None
+        except UnicodeDecodeError:
+            where = f"{partition.topic}/{partition.partition} at or after offset {self.position(partition)}"
+            raise InputError(
+                "fetch",
+                f"{where}: a record has a header whose name is not UTF-8, which aiokafka can't read."
+                " Mend: move the group past it (kafka-consumer-groups --reset-offsets), and find its producer",
+            ) from None
         except (kafka_errors.ConsumerStoppedError, kafka_errors.IllegalStateError):
             return [], None
         except kafka_errors.KafkaError as error:

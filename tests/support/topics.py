@@ -40,12 +40,13 @@ class Seen:
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
     timestamp: int
 
     def header(self, name: str) -> str | None:
         """The last header of that name, as text."""
-        return next((value.decode("utf-8", "replace") for key, value in reversed(self.headers) if key == name), None)
+        found = next((value for key, value in reversed(self.headers) if key == name), None)
+        return None if found is None else found.decode("utf-8", "replace")
 
 
 async def create_topics(bootstrap: str, partitions: Mapping[str, int], config: Mapping[str, str] | None = None) -> None:

@@ -20,6 +20,7 @@ from sluiceway.core.job import Job
 from sluiceway.core.outcome import Escalation, Result, Review
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Offer, Policy
+from sluiceway.ports import Clock
 from sluiceway.runner import Runner
 
 CALM = Conditions({})
@@ -220,8 +221,11 @@ class Counter:
 
 
 def runner(
-    policy: Policy, models: Scripted, clock: HandClock | None = None, secret: bytes = b"a secret of sixteen"
+    policy: Policy, models: Scripted, clock: Clock | None = None, language: Callable[[str], str] | None = None
 ) -> tuple[Runner, Counter]:
     meter = Counter()
     clock = clock or models.clock or HandClock()
-    return Runner(policy, models, clock=clock, tokens=Letters(), meter=meter, secret=secret), meter
+    made = Runner(
+        policy, models, clock=clock, tokens=Letters(), meter=meter, secret=b"a secret of sixteen", language=language
+    )
+    return made, meter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,4 +150,6 @@ def _plain(node: yaml.Node) -> bool:
     known = _Loader.yaml_implicit_resolvers.get(node.value[:1], ())
     if node.tag == _MERGE or not any(tag == node.tag and pattern.match(node.value) for tag, pattern in known):
         return False
-    return len(node.value) <= 18 or not node.tag.endswith((":int", ":float"))
+    if node.tag.endswith(":int"):
+        return len(node.value) <= 18
+    return not node.tag.endswith(":float") or math.isfinite(float(node.value))

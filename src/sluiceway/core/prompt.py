@@ -26,7 +26,6 @@ from sluiceway.core.trail import PromptFacts
 VARIABLES = ("task", "labels", "tags", "schema", "input")
 
 _CHAT_TOKENS = 16  # what a chat template adds around two messages, rounded up
-_FENCE_TOKENS = 48  # two fence lines with their tag
 _LEAST_TEXT = 16  # a budget below this shows a model too little to judge
 _SHRINKS = 6  # times a template is laid out again with less text before the job counts as too long
 
@@ -123,6 +122,8 @@ class Prompt:
         instruction = "" if self._asks_input else rendered(self._template, **self._fixed).strip()
         self._head = "\n\n".join(part for part in (instruction, _answer_format(task, used)) if part)
         self._head_tokens = len(tokens.encode(self._head)) + _CHAT_TOKENS
+        # What two fence lines take: letters and digits in turn are the tag that most tokens go to.
+        self._fence = len(tokens.encode(fence("context", "0f" * 8, ""))) + 2
         self._systems: dict[int, _System] = {}
 
     def read(self, job: Job) -> Text:
@@ -159,7 +160,7 @@ class Prompt:
 
     def size(self, text: Text, limit: int) -> int:
         """The tokens that `build` would send without context, up to `limit`."""
-        return min(limit, self._system(limit).tokens + _FENCE_TOKENS + len(text.tokens))
+        return min(limit, self._system(limit).tokens + self._fence + len(text.tokens))
 
     def _system(self, limit: int) -> _System:
         known = self._systems.get(limit)
@@ -189,7 +190,7 @@ class Prompt:
         spent = 0
         for passage in passages:
             tokens = self._tokens.encode(passage.text)
-            around = _FENCE_TOKENS + len(self._tokens.encode(orjson.dumps(passage.id).decode()))
+            around = self._fence + len(self._tokens.encode(orjson.dumps(passage.id).decode()))
             room = budget - spent - around
             if room < _LEAST_TEXT:
                 break
@@ -201,12 +202,12 @@ class Prompt:
 
     def _fenced(self, text: Text, left: int) -> tuple[str, int, bool] | int:
         """The whole text in one fence, its tokens, whether it was trimmed; the tokens it needs where it can't fit."""
-        room, needed = left - _FENCE_TOKENS, len(text.tokens)
+        room, needed = left - self._fence, len(text.tokens)
         trimmed = needed > room
         if trimmed and (room < _LEAST_TEXT or self._task.trim == "none"):
-            return needed + _FENCE_TOKENS
+            return needed + self._fence
         whole = self._cut(text.tokens, room, self._task.trim) if trimmed else text.whole
-        return fence("data", _tag(whole), whole), _FENCE_TOKENS + min(needed, room), trimmed
+        return fence("data", _tag(whole), whole), self._fence + min(needed, room), trimmed
 
     def _templated(self, text: Text, left: int) -> tuple[str, int, bool] | int:
         """Likewise as the template lays it out, which decides what it takes: parts are cut until it fits."""

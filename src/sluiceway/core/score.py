@@ -6,6 +6,7 @@ Never the model's own word about its confidence. A score that can't be computed 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -30,15 +31,18 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
     features = {"mean_logprob": _p(total / len(tokens)), "answer_logprob": _p(total)}
     if gate.score in (ScoreKind.MEAN_LOGPROB, ScoreKind.ANSWER_LOGPROB):
         return _score(gate, features[gate.score.value], features)
-    aligned = _aligned(reply)
-    found = spans(reply.text) if aligned is not None else {}
+    text = reply.text
+    if b"".join([token.token for token in tokens]) != text.encode("utf-8", "surrogatepass"):
+        return _score(gate, None, features)
+    ends = list(accumulate([len(token.token) for token in tokens]))
+    found = spans(text) or _bare(text, compared)
     fields: dict[str, float] = {}
     margins: list[float] = []
     for name in compared:
-        values = found.get(name, [])
-        if aligned is None or not values:
+        values = found.get(name)
+        if not values:
             return _score(gate, None, features)
-        measured = [_span(tokens, aligned, _in_bytes(reply.text, span)) for span in values]
+        measured = [_span(tokens, ends, _in_bytes(text, span)) for span in values]
         fields[name] = min(probability for probability, _ in measured)
         margins.extend(margin for _, margin in measured)
     features["label_logprob"] = min(fields.values())
@@ -71,11 +75,11 @@ def _p(logprob: float) -> float:
     return math.exp(min(0.0, max(logprob, -700.0)))
 
 
-def _aligned(reply: Reply) -> list[int] | None:
-    """The byte offset at which each token ends; None where the tokens do not cover the text."""
-    ends = list(accumulate(len(token.token) for token in reply.logprobs))
-    size = len(reply.text) if reply.text.isascii() else len(reply.text.encode("utf-8", "surrogatepass"))
-    return ends if ends and ends[-1] >= size else None
+def _bare(text: str, compared: Sequence[str]) -> dict[str, list[Span]]:
+    """A label that stands alone, as a model says it that is held to no JSON."""
+    word = text.strip()
+    first = text.find(word)
+    return {compared[0]: [(first, first + len(word))]} if word and len(compared) == 1 else {}
 
 
 def _in_bytes(text: str, span: Span) -> Span:
@@ -90,15 +94,13 @@ def _span(tokens: Sequence[TokenLogprob], ends: Sequence[int], span: Span) -> tu
     first, last = span
     before = 0.0
     best_other = 0.0
-    start = 0
-    for token, end in zip(tokens, ends, strict=True):
-        if start >= last:
-            break
-        if end > first:
-            others = [logprob for other, logprob in token.top if other != token.token]
-            if others:
-                best_other = max(best_other, _p(before + max(others)))
-            before += token.logprob
-        start = end
+    at = bisect_right(ends, first)  # the first token that ends past the span's beginning
+    while at < len(tokens) and (at == 0 or ends[at - 1] < last):
+        token = tokens[at]
+        others = [logprob for other, logprob in token.top if other != token.token]
+        if others:
+            best_other = max(best_other, _p(before + max(others)))
+        before += token.logprob
+        at += 1
     probability = _p(before)
     return probability, max(0.0, probability - best_other)

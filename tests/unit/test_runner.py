@@ -1,0 +1,188 @@
+"""The runner: performs what a cascade asks, and keeps what cascades share."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.support.core import USAGE, HandClock, Scripted, down, job, policy, reply, runner
+
+from sluiceway.core import outcome as outcomes
+from sluiceway.core.call import Call, Failure, FailureKind, Reply
+from sluiceway.core.coin import Purpose, coin
+from sluiceway.core.errors import Bug, InputError
+from sluiceway.core.outcome import Escalation, RefusalReason, Result, Review, ReviewReason
+from sluiceway.core.trail import EscalationReason
+
+
+async def test_a_job_runs_from_bytes_to_result() -> None:
+    """One call, one record, one word to the meter."""
+    models = Scripted(lambda _call: reply())
+    made, meter = runner(policy(), models)
+    record = await made.run(job())
+    assert isinstance(record, Result)
+    assert record.answer == {"label": "billing"}
+    assert meter.records == [(record, 0)]
+    assert made.spent == record.cost_picousd > 0
+
+
+async def test_an_escalation_is_resumed_with_its_steps_known() -> None:
+    """The meter counts each step in the role that made it."""
+    models = Scripted(lambda call: reply(p=0.2) if call.model.name == "cheap" else reply(p=None))
+    made, meter = runner(policy(), models)
+    first = await made.run(job())
+    assert isinstance(first, Escalation)
+    last = await made.resume(outcomes.decode(Escalation, outcomes.encode(first)))
+    assert isinstance(last, Result)
+    assert [known for _, known in meter.records] == [0, len(first.trail.steps)]
+    assert made.spent == last.cost_picousd
+
+
+async def test_a_wait_is_waited_on_the_clock() -> None:
+    """And the call comes after it."""
+    answers = [down(FailureKind.OVERLOADED, "http_429", retry_after=7.0), reply()]
+    clock = HandClock(1000.0)
+    made, _ = runner(policy(), Scripted(lambda _call: answers.pop(0), clock, 1.0))
+    record = await made.run(job())
+    assert isinstance(record, Result)
+    assert clock.time == 1000.0 + 1.0 + 7.0 + 1.0
+
+
+async def test_an_outage_escalates_a_tenth_then_waits_for_a_person() -> None:
+    """`failed_share`: past 10% of a minute's jobs the rest wait to their deadline."""
+    models = Scripted(lambda _call: down())
+    made, _ = runner(policy({"deadline": "30s", "retries": {"tries": 1}}), models, SharedClock())
+    records = await asyncio.gather(*(made.run(job(origin=f"o/{number}")) for number in range(100)))
+    failed = [record for record in records if isinstance(record, Escalation)]
+    reviews = [record for record in records if isinstance(record, Review)]
+    assert {record.reason for record in failed} == {EscalationReason.FAILED}
+    assert {record.reason for record in reviews} == {ReviewReason.DEADLINE}
+    assert 1 <= len(failed) <= 11
+    assert len(failed) + len(reviews) == 100
+
+
+class SharedClock(HandClock):
+    """Lets every job that is in flight come to its wait before it goes on."""
+
+    async def sleep_until(self, time: float) -> None:
+        await asyncio.sleep(0)
+        await super().sleep_until(time)
+
+
+async def test_a_failover_at_the_start_counts_towards_the_share() -> None:
+    """A rung known to be down sends a job on with no call; that is a failover, too."""
+    clock = HandClock()
+    models = Scripted(lambda _call: down())
+    task = {"retries": {"tries": 1}, "deadline": "20s"}
+    made, _ = runner(policy(task), models, clock)
+    for _ in range(5):
+        made._health.observe("cheap", 1.0, failed=True, now=995.0)  # down for ten seconds
+    kinds = []
+    for number in range(9):
+        clock.time = 1000.0  # one minute, whatever was waited
+        kinds.append(type(await made.run(job(origin=f"o/{number}"))))
+    assert kinds[0] is Escalation
+    assert kinds.count(Escalation) == 1
+
+
+async def test_the_days_budget_holds_over_jobs_in_flight() -> None:
+    """Calls reserve their worst cost, so that a hundred at once can't pass the line together."""
+    worst = 0.00006
+    made, _ = runner(policy({"budget": {"usd_per_day": 10 * worst}}), slow := _Slow())
+    tasks = [asyncio.ensure_future(made.run(job(origin=f"o/{number}"))) for number in range(100)]
+    refused_first, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    assert refused_first
+    slow.open.set()
+    records = await asyncio.gather(*tasks)
+    refused = [record for record in records if isinstance(record, Result) and record.reason is not None]
+    assert {record.reason for record in refused} == {RefusalReason.OVER_BUDGET}
+    assert 0 < len(slow.waiting) < 100
+    assert made.spent <= 10 * worst * 10**12
+
+
+class _Slow(Scripted):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _call: reply())
+        self.open = asyncio.Event()
+        self.waiting: list[Call] = []
+
+    async def call(self, call: Call) -> Reply | Failure:
+        self.waiting.append(call)
+        await self.open.wait()
+        return await super().call(call)
+
+
+async def test_a_bug_in_a_call_leaves_no_reservation() -> None:
+    """The worker stops, and what it held of the day is free again."""
+
+    def broken(_call: Call) -> Reply:
+        raise Bug("a programming error")
+
+    made, _ = runner(policy({"budget": {"usd_per_day": 1}}), Scripted(broken))
+    before = made._days["triage"].left(1000.0)
+    with pytest.raises(Bug):
+        await made.run(job())
+    assert made._days["triage"].left(1000.0) == before
+
+
+async def test_refused_calls_do_not_take_a_model_down() -> None:
+    """Ten poisoned jobs say nothing of the model's health: the next one is called."""
+    models = Scripted(lambda _call: down(FailureKind.INVALID, "http_400"))
+    made, _ = runner(policy({"failed_share": 1.0}), models)
+    for number in range(10):
+        await made.run(job(origin=f"o/{number}"))
+    assert len(models.calls) == 10
+
+
+async def test_language_is_told_only_where_a_rule_asks() -> None:
+    """Detection costs time."""
+    asked: list[str] = []
+
+    def detect(text: str) -> str:
+        asked.append(text)
+        return "fi"
+
+    models = Scripted(lambda _call: reply())
+    made, _ = runner(policy(), models, language=detect)
+    await made.run(job())
+    assert asked == []
+    start = [{"when": "language == fi", "at": "frontier"}]
+    ruled, _ = runner(policy({"start": start}), models, language=detect)
+    record = await ruled.run(job())
+    assert isinstance(record, Escalation)
+    assert asked == ["I was billed twice"]
+    routed = record.trail.steps[0]
+    assert routed.facts["language"] == "fi"  # type: ignore[union-attr]  # a route is the first step
+
+
+async def test_a_job_that_can_not_be_rendered_is_the_jobs_fault() -> None:
+    """InputError, which the worker makes a dead letter; nothing is called."""
+    models = Scripted(lambda _call: reply())
+    made, _ = runner(policy({"prompt": "{{ 10 // (input.text | length) }} {{ input }}"}), models)
+    with pytest.raises(InputError):
+        await made.run(job({"other": "x"}))
+    assert models.calls == []
+
+
+def test_coins_are_the_same_again_and_differ_by_purpose() -> None:
+    """A replay tosses what the run tossed; no purpose tells of another; the secret decides."""
+    origins = [f"c/t/0/{number}" for number in range(2000)]
+    tossed = [coin(b"secret", Purpose.SAMPLE, origin) for origin in origins]
+    assert tossed == [coin(b"secret", Purpose.SAMPLE, origin) for origin in origins]
+    assert tossed != [coin(b"secret", Purpose.JITTER, origin) for origin in origins]
+    assert tossed != [coin(b"another", Purpose.SAMPLE, origin) for origin in origins]
+    assert all(0.0 <= one < 1.0 for one in tossed)
+    assert 0.45 < sum(tossed) / len(tossed) < 0.55
+
+
+async def test_a_sampled_result_names_its_propensity() -> None:
+    """By the coin of its origin, the same each time."""
+    made, _ = runner(policy({"review": {"sample": "50%"}}), Scripted(lambda _call: reply(usage=USAGE)))
+    records = [await made.run(job(origin=f"o/{number}")) for number in range(40)]
+    again = [await made.run(job(origin=f"o/{number}")) for number in range(40)]
+    chosen = [isinstance(record, Result) and record.sampled is not None for record in records]
+    assert chosen == [isinstance(record, Result) and record.sampled is not None for record in again]
+    assert 5 < sum(chosen) < 35
+    assert all(record.sampled.propensity == 0.5 for record in records if isinstance(record, Result) and record.sampled)

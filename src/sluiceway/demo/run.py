@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,11 +28,11 @@ from sluiceway.demo import notes, picture
 from sluiceway.demo.flow import Flow
 from sluiceway.demo.report import Figures
 from sluiceway.demo.tickets import Ticket, policy_file, tickets
-from sluiceway.demo.workers import WorkerProcess
+from sluiceway.demo.workers import WorkerProcess, environment
 from sluiceway.kafka import topics
 from sluiceway.kafka.embedded import SETTINGS, EmbeddedBroker
 from sluiceway.kafka.publish import Publisher
-from sluiceway.kafka.security import ENVIRONMENT, Connection, read_connection
+from sluiceway.kafka.security import Connection, read_connection
 from sluiceway.kafka.watch import Watch
 from sluiceway.policyfile import read_policy
 from sluiceway.topicmap import TopicMap, topic_map
@@ -189,11 +187,11 @@ class _Run:
     def _start_workers(self, connection: Connection, logs: Path) -> None:
         # On the user's cluster other jobs may wait: they are not the demo's to pay for.
         start = "earliest" if self._own is None else datetime.now(UTC).isoformat(timespec="seconds")
-        environment = _environment(connection)
+        settings = environment(connection)
         for role in _ROLES:
             arguments = ["--policy", str(self._policy_path), "-b", connection.bootstrap, "--role", role]
             arguments += ["--from", start, "--metrics-port", "0"]
-            worker = WorkerProcess(role, arguments, environment, logs / f"{role}.log")
+            worker = WorkerProcess(role, arguments, settings, logs / f"{role}.log")
             self._workers.append(worker)
             worker.start()
 
@@ -224,11 +222,3 @@ def _jobs_topic(task: Task, map_: TopicMap) -> str:
             "policy", f"the first task, {task.name}, reads a foreign topic. Mend: put one without source: first"
         )
     return task.topic or next(topic for topic in map_.jobs if topic not in map_.foreign)
-
-
-def _environment(connection: Connection) -> Mapping[str, str]:
-    """Ours without its own connection settings, and with these: passwords must not stand on a command line."""
-    names = {name: variable for variable, name in ENVIRONMENT.items()}
-    ours = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
-    settings = {names[name]: value for name, value in connection.settings.items()}
-    return {**ours, **settings, "PYTHONUNBUFFERED": "1"}

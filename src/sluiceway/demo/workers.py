@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from sluiceway.core.errors import InputError
+from sluiceway.kafka.security import ENVIRONMENT, Connection
 
 _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 _LOOK = 0.05  # seconds between two looks at a worker that starts
@@ -101,6 +102,14 @@ class WorkerProcess:
         with suppress(OSError):
             return self._log.read_text("utf-8", "replace").splitlines()
         return []
+
+
+def environment(connection: Connection) -> dict[str, str]:
+    """This process's own, with these connection settings for its own: passwords must not stand on a command line."""
+    names = {name: variable for variable, name in ENVIRONMENT.items()}
+    ours = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    settings = {names[name]: value for name, value in connection.settings.items()}
+    return {**ours, **settings, "PYTHONUNBUFFERED": "1"}
 
 
 async def _answers_ok(port: int, path: str) -> bool:

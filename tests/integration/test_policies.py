@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import difflib
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -178,3 +180,22 @@ def test_swapping_the_cheap_model_touches_one_block_of_the_file() -> None:
     start, end = before.index("  cheap:"), before.index("  frontier:")
     assert changed
     assert all(start < first and last < end for first, last in changed)
+
+
+def test_the_readme_shows_what_the_recorded_policy_gives(tmp_path: Path) -> None:
+    """The picture on the front page is of this policy and these prices: counts and costs are those of a replay now."""
+    tickets = ROOT / "src" / "sluiceway" / "demo" / "tickets.csv.gz"
+    words = ["replay", str(tickets), "--policy", str(POLICIES / "recorded.yaml"), "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, [*words, "--gold", "gold", "--json"])
+    assert done.exit_code == 0, done.output
+    seen = json.loads(done.stdout.splitlines()[-1])
+    picture = (ROOT / "README.md").read_text("utf-8").split("<!-- demo:begin -->")[1].split("<!-- demo:end -->")[0]
+    for label, figure in (
+        ("jobs", str(seen["jobs"])),
+        ("cost", f"${seen['cost_usd']:.4f}"),
+        ("escalated", str(seen["escalated"]["uncertain"])),
+        ("reviews", str(seen["reviews"]["unsettled"])),
+        *((f"answered by {tier['model']}", str(tier["jobs"])) for tier in seen["answered"]),
+    ):
+        (line,) = re.findall(rf"^{label} {{2,}}.*$", picture, re.M) or [""]
+        assert figure in line, (label, figure)

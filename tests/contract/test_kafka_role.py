@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from tests.support.roles import Works, World, ids, repeats, until
+from tests.support.topics import Address
 
 from sluiceway.core.errors import InputError
 from sluiceway.core.stream import Limits, Order
@@ -14,17 +15,9 @@ from sluiceway.kafka.start import parse_start
 from sluiceway.ports import Outgoing, Record
 
 
-@pytest.fixture(params=["embedded", "apache"])
-def broker(request: pytest.FixtureRequest) -> tuple[str, bool]:
-    # Not asynchronous: the brokers' own fixtures must not be made inside a running loop.
-    embedded = request.param == "embedded"
-    return request.getfixturevalue("embedded_kafka" if embedded else "apache_kafka").bootstrap, embedded
-
-
 @pytest.fixture
-async def world(broker: tuple[str, bool]) -> World:
-    bootstrap, embedded = broker
-    world = World(bootstrap, embedded=embedded)
+async def world(any_kafka: Address) -> World:
+    world = World(str(any_kafka), embedded=any_kafka.kind == "embedded")
     await world.make()
     return world
 

@@ -119,7 +119,8 @@ class RoleConsumer:
         self._stopping = True
         self._stream.drain()
         parts.fetch.stop()
-        clean = await self._drained(self._stream.partitions(), end - reserve)
+        # A publisher that has failed acks nothing any more: then there is nothing to wait for.
+        clean = await self._drained(self._stream.partitions(), 0.0 if self._publisher.failed_now else end - reserve)
         clean = await parts.committer.now(end - reserve / 2) and clean
         if self._opening is not None:
             self._opening.cancel()
@@ -314,24 +315,32 @@ class RoleConsumer:
             else:
                 self._publisher.publish(outgoing, lambda result: self._acked(job, outgoing, result))
         except Exception as error:  # noqa: BLE001  top of the task: the worker stops with the record unsettled
-            self._stream.abandon(job)
-            self._drop(job)
-            self._fail(error)
-            self._sweep()
+            self._give_up(job, error)
 
     def _acked(self, job: Taken, outgoing: Outgoing, result: TooLarge | None) -> None:
         if result is None:
             self._settle(job)
             return
         if self._oversize is None or result.topic != outgoing.topic:
-            self._fail(Bug(f"a record of {result.size} bytes does not fit {result.topic} ({result.limit} bytes)"))
+            self._give_up(
+                job, Bug(f"a record of {result.size} bytes does not fit {result.topic} ({result.limit} bytes)")
+            )
             return
         assert isinstance(job.record, Record)  # noqa: S101  we made it
         instead = self._oversize(job.record, outgoing, result)
         if instead.topic == outgoing.topic:
-            self._fail(Bug(f"a record of {result.size} bytes does not fit {result.topic}, nor does what replaces it"))
+            self._give_up(
+                job, Bug(f"a record of {result.size} bytes does not fit {result.topic}, nor does what replaces it")
+            )
             return
         self._publisher.publish(instead, lambda again: self._acked(job, instead, again))
+
+    def _give_up(self, job: Taken, error: BaseException) -> None:
+        """The role ends with this job unsettled."""
+        self._stream.abandon(job)
+        self._drop(job)
+        self._fail(error)
+        self._sweep()
 
     def _settle(self, job: Taken) -> None:
         if self._stream.settle(job, self._loop.time()):

@@ -60,7 +60,7 @@ class _Entry:
 class _Lane:
     """One partition's way out: what waits, and the one batch that is under way."""
 
-    __slots__ = ("first_failure", "number", "sending", "topic", "waiting")
+    __slots__ = ("first_failure", "number", "sending", "single", "topic", "waiting")
 
     def __init__(self, topic: str, number: int) -> None:
         self.topic = topic
@@ -68,6 +68,7 @@ class _Lane:
         self.waiting: deque[_Entry] = deque()
         self.sending: list[_Entry] | None = None
         self.first_failure: float | None = None
+        self.single = False  # one record a batch
 
 
 class Publisher:
@@ -246,6 +247,8 @@ class Publisher:
             if batch.append(key=out.key, value=out.value, timestamp=None, headers=list(out.headers)) is None:
                 break
             entries.append(waiting.popleft())
+            if lane.single:
+                break
         if not entries:
             return
         lane.sending = entries
@@ -295,10 +298,13 @@ class Publisher:
         lane.sending = None
         fault = send_fault(error)
         if fault is SendFault.TOO_LARGE:
-            # The topic's limit was lowered after our start. After that an idempotent producer is out of step for good.
-            for entry in entries:
-                self._settle(entry, TooLarge(lane.topic, entry.size, self._limits.get(lane.topic, 0)))
+            # The topic's limit was lowered after our start, and an idempotent producer is out of step for good now.
             self._rebuild = self.idempotent
+            if len(entries) == 1:
+                self._settle(entries[0], TooLarge(lane.topic, entries[0].size, self._limits.get(lane.topic, 0)))
+            else:
+                lane.single = True  # the batch was too large, perhaps no record of it: they go one by one from now on
+                lane.waiting.extendleft(reversed(entries))
             self._again(lane)
             return
         lane.waiting.extendleft(reversed(entries))
@@ -380,5 +386,5 @@ def _size(outgoing: Outgoing) -> int:
     """The most that the record takes as a batch of its own, in bytes."""
     size = _BATCH_HEADER + _RECORD_OVERHEAD + len(outgoing.key or b"") + len(outgoing.value or b"")
     for name, content in outgoing.headers:
-        size += len(name.encode()) + len(content) + 10
+        size += len(name.encode()) + len(content or b"") + 10
     return size

@@ -25,6 +25,8 @@ PREFIX = "sluiceway."
 SIZE = "max.message.bytes"
 DEFAULT_SIZE = 1_048_588  # Apache Kafka's own default of max.message.bytes
 _TOPIC_EXISTS = 36
+_APPLIED_WITHIN = 15.0  # seconds
+_SPREAD = 2.0  # seconds until every broker knows a new topic
 _DYNAMIC_TOPIC_CONFIG = 1  # Kafka's DescribeConfigs: set on this topic, not inherited
 
 
@@ -195,24 +197,36 @@ async def apply(connection: Connection, topics: Iterable[Topic], *, dry_run: boo
                 for code, message, _, name in response.resources:
                     if code:
                         raise InputError("topics", f"{name}: {_refusal(code, [message])}")
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _APPLIED_WITHIN
+    while await check(connection, topics):  # brokers learn of a change a moment after it was granted
+        if loop.time() > end:
+            raise InputError(
+                "topics", "the cluster took the changes and does not show them. Mend: sluiceway topics check"
+            )
+        await asyncio.sleep(0.2)
     return differences
 
 
 async def sizes(connection: Connection, names: Iterable[str], patience: float = 20.0) -> dict[str, int | None]:
     """What each topic accepts (`max.message.bytes`, in bytes), or None where the topic is missing.
 
-    A cluster that is just coming up is asked again for `patience` seconds. Raises InputError after that.
+    A cluster that answers and is not yet well is asked again for `patience` seconds, and for a missing topic a few: one
+    that was just made is not known at once. Raises InputError after that.
     """
     names = list(dict.fromkeys(names))
     loop = asyncio.get_running_loop()
-    end = loop.time() + patience
+    begin = loop.time()
     while True:
+        passed = loop.time() - begin
         try:
-            return await _sizes(connection, names)
+            found = await _sizes(connection, names)
+            if passed > min(_SPREAD, patience) or None not in found.values():
+                return found
         except InputError as error:
-            if not getattr(error.__cause__, "retriable", False) or loop.time() > end:
+            if error.reason == "connection" or not getattr(error.__cause__, "retriable", False) or passed > patience:
                 raise
-            await asyncio.sleep(0.5)
+        await asyncio.sleep(0.3)
 
 
 async def _sizes(connection: Connection, names: list[str]) -> dict[str, int | None]:

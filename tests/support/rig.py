@@ -173,12 +173,6 @@ class Rig:
         self._reader: Reader | None = None
 
     @property
-    def environment(self) -> dict[str, str]:
-        """The connection as environment variables, instead of -b and -X."""
-        given = {"bootstrap.servers": str(self.bootstrap)} | dict(pair.split("=", 1) for pair in self.pairs)
-        return {f"SLUICEWAY_{name.replace('.', '_').upper()}": value for name, value in given.items()}
-
-    @property
     def policy_file(self) -> Path:
         return self.folder / "policy.yaml"
 
@@ -190,6 +184,10 @@ class Rig:
     def map(self) -> TopicMap:
         return topic_map(self.policy)
 
+    def write(self, models: Mapping[str, Any], tasks: Mapping[str, Any]) -> None:
+        """Writes the policy."""
+        self.policy_file.write_text(yaml.safe_dump({"models": dict(models), "tasks": dict(tasks)}, sort_keys=False))
+
     async def open(
         self,
         models: Mapping[str, Any],
@@ -199,7 +197,7 @@ class Rig:
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Writes the policy and makes its topics, empty. `overrides` as for `topics.declared`."""
-        self.policy_file.write_text(yaml.safe_dump({"models": dict(models), "tasks": dict(tasks)}, sort_keys=False))
+        self.write(models, tasks)
         wanted = {**self.map.overrides()}
         for name, fields in (overrides or {}).items():
             wanted[name] = {**wanted.get(name, {}), **fields}
@@ -266,14 +264,13 @@ class Rig:
         self,
         *arguments: str,
         environment: Mapping[str, str] | None = None,
-        name: str = "",
+        connected: Sequence[str] | None = None,
         start: str | None = "earliest",
     ) -> Child:
-        """A started worker. Its connection comes by -b and -X, unless `environment` is given instead of both."""
-        name = name or f"worker-{len(self.workers) + 1}"
-        connected = (
-            [] if environment else ["-b", self.bootstrap, *(part for pair in self.pairs for part in ("-X", pair))]
-        )
+        """A started worker. `connected`: the options of its connection, the rig's own as -b and -X where None."""
+        name = f"worker-{len(self.workers) + 1}"
+        if connected is None:
+            connected = ["-b", self.bootstrap, *(part for pair in self.pairs for part in ("-X", pair))]
         opening = [] if start is None else ["--from", start]
         command = ["work", "--policy", str(self.policy_file), "--metrics-port", "0", *connected, *opening, *arguments]
         child = sluiceway(
@@ -326,6 +323,7 @@ class Rig:
         seed: int = 0,
         entries: Sequence[JournalEntry] = (),
         disturbance: Disturbance | None = None,
+        lost_allowed: int | None = None,
         id_of: Callable[[Any], Any] = lambda tree: tree["id"],
     ) -> Report:
         """The laws, held against what lies in the topics that workers read and write.
@@ -340,7 +338,15 @@ class Rig:
         ]
         outcomes = read_outcomes(record for topic in OUTCOMES for record in self.out[topic])
         rates = RATES if entries else None
-        report = check(published, outcomes, seed=seed, disturbance=disturbance, entries=entries, rates=rates)
+        report = check(
+            published,
+            outcomes,
+            seed=seed,
+            disturbance=disturbance,
+            entries=entries,
+            rates=rates,
+            lost_allowed=lost_allowed,
+        )
         print(report)
         return report
 

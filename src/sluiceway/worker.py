@@ -45,7 +45,7 @@ _GRACE = 2.0  # of it for producer, probes and connections
 
 @dataclass(frozen=True, slots=True)
 class WorkOptions:
-    """What `sluiceway work` was asked for. `max_cost` in pico-dollars; `metrics_port` None serves no probes."""
+    """What `sluiceway work` was asked for. `max_cost` in pico-dollars."""
 
     policy: Path
     connection: Connection
@@ -55,7 +55,7 @@ class WorkOptions:
     limit: int | None = None
     max_cost: int | None = None
     instance: str | None = None
-    metrics_port: int | None = 9464
+    metrics_port: int | None = None  # None: the usual one, or a free one where that is taken
     state: Path | None = None  # where the local store lies; None keeps none
     limits: Limits = field(default_factory=Limits)
     stop_budget: float = STOP_BUDGET

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,8 +42,20 @@ def work(
         typer.Option(metavar="NAME", help="A static group member's name, such as a StatefulSet's pod name."),
     ] = None,
     metrics_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of /metrics, /livez and /readyz; 0 takes a free one.")
-    ] = 9464,
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port of /metrics, /livez and /readyz; 0 takes a free one. Else 9464 if it is free."
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            envvar="SLUICEWAY_STATE_DIR",
+            help="Where this worker remembers its calls, so that a restart pays for no reply twice."
+            " Else sluiceway/ in XDG_STATE_HOME or ~/.local/state.",
+        ),
+    ] = None,
 ) -> None:
     """Answer jobs from Kafka until told to stop. The first SIGTERM or Ctrl-C drains, the second leaves at once."""
     from sluiceway.cli.embedded import reached
@@ -60,6 +74,11 @@ def work(
             max_cost=picousd(max_cost),
             instance=instance,
             metrics_port=metrics_port,
+            state=(state or _state_home()) / ("shadow" if shadow else "work"),
         )
         code = run(options)
     raise typer.Exit(code)
+
+
+def _state_home() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "sluiceway"

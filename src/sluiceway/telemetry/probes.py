@@ -11,22 +11,21 @@ from aiohttp import web
 from sluiceway.core.errors import InputError
 from sluiceway.telemetry.metrics import Metrics
 
+PORT = 9464  # OpenTelemetry's usual port for a Prometheus exporter
 Ready = Callable[[], tuple[bool, list[str]]]
 """Whether the worker can take jobs, and if not the reasons."""
 
 
 class Probes:
-    """Serves the probes on `port` of all interfaces; port 0 takes a free one, None serves nothing."""
+    """Serves the probes on `port` of all interfaces. None: on PORT, or on a free one where that is taken."""
 
     def __init__(self, metrics: Metrics, ready: Ready, refresh: Callable[[], None], port: int | None) -> None:
-        self._metrics, self._ready, self._refresh, self._port = metrics, ready, refresh, port
+        self._metrics, self._ready, self._refresh, self._wanted = metrics, ready, refresh, port
         self._server: web.AppRunner | None = None
         self.port: int | None = None
 
     async def start(self) -> None:
-        """Listens. Raises InputError when the port is taken."""
-        if self._port is None:
-            return
+        """Listens. Raises InputError when the port that was asked for is taken."""
         app = web.Application()
         app.router.add_get("/metrics", self._metrics_page)
         app.router.add_get("/livez", self._live)
@@ -34,15 +33,17 @@ class Probes:
         app.router.add_get("/healthz", self._readiness)
         self._server = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._server.setup()
-        site = web.TCPSite(self._server, None, self._port, shutdown_timeout=0.5)
-        try:
-            await site.start()
-        except OSError as error:
-            await self._server.cleanup()
-            raise InputError(
-                "metrics_port", f"port {self._port}: {error.strerror}; use --metrics-port N, or none"
-            ) from None
-        self.port = self._server.addresses[0][1]
+        # A second worker on a host must not fail for a port that nobody asked for.
+        for port in (PORT, 0) if self._wanted is None else (self._wanted,):
+            try:
+                await web.TCPSite(self._server, None, port, shutdown_timeout=0.5).start()
+            except OSError as error:
+                taken = error
+                continue
+            self.port = self._server.addresses[0][1]
+            return
+        await self.stop()
+        raise InputError("metrics_port", f"port {self._wanted}: {taken.strerror}. Mend: another --metrics-port")
 
     async def stop(self) -> None:
         if self._server is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sluiceway.archive.backlog import BadRow, Row
@@ -71,8 +70,7 @@ async def publish(
     finally:
         failed.cancel()
         sending.cancel()
-        with suppress(asyncio.CancelledError, InputError):
-            await sending
+        await asyncio.wait((failed, sending))
         await publisher.stop(_STOP)
 
 

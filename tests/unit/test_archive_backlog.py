@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sluiceway.archive.backlog import Backlog, BadRow, Row
@@ -132,6 +132,15 @@ def test_a_cut_file_gives_its_rows_and_then_says_where_it_breaks(tmp_path: Path)
     assert seen
 
 
+def test_a_damaged_file_is_an_input_error(tmp_path: Path) -> None:
+    """Bytes that were turned on the way: nobody's traceback."""
+    packed = bytearray(gzip.compress(b"".join(b'{"input":"%d"}\n' % n for n in range(20_000))))
+    packed[len(packed) // 2 : len(packed) // 2 + 40] = bytes(40)
+    (tmp_path / "a.gz").write_bytes(packed)
+    with pytest.raises(InputError, match="fetch the file again"):
+        list(Backlog(str(tmp_path / "a.gz"), "t").rows())
+
+
 def test_a_json_array_is_refused_with_the_mend(tmp_path: Path) -> None:
     """One array would have to be held whole."""
     path = tmp_path / "a.json"
@@ -163,6 +172,7 @@ def test_what_is_published_is_the_job_that_was_read(tmp_path: Path) -> None:
     assert again.raw["later"] == [1]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_garbage_is_rows_or_one_input_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     """Whatever bytes a file holds: values, or InputError; nothing else."""

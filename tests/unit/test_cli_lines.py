@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import orjson
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import core
 from tests.support.core import climb, job, plan, reply
@@ -68,6 +68,7 @@ def test_what_a_model_wrote_moves_no_cursor_and_is_no_markup() -> None:
     assert plain("\x1b[2Jgone\r\n[red]x") == " [2Jgone  [red]x"
 
 
+@settings(deadline=None)
 @given(st.none() | st.binary(max_size=80) | st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import core
 from tests.support.core import Scripted, reply
@@ -31,6 +31,7 @@ JUDGED = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(JUDGED, min_size=1, max_size=60), st.none() | st.floats(0, 1))
 def test_ten_thresholds_that_rise_and_escalate_more(judged: list[Judged], own: float | None) -> None:
     """Ten different ones, the policy's among them; a higher one accepts no more, and each point is what it counts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import zstandard
 from sluiceway.core.errors import InputError
 
 STDIN = "-"
-BROKEN = (OSError, EOFError, zstandard.ZstdError)
+BROKEN = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 """What reading may raise where the file is cut short or not what its first bytes say."""
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"

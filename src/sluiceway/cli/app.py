@@ -59,10 +59,12 @@ def main() -> None:
         # Whoever read our output has gone, as `head` does: nothing is wrong, and nothing can be said any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:
+        complain(f"sluiceway: {error}", code=1)  # a full disk, a terminal that is gone
 
 
-def complain(*lines: str) -> None:
-    """Writes what the user has to mend to stderr and ends with 2."""
+def complain(*lines: str, code: int = 2) -> None:
+    """Writes what the user has to mend to stderr and ends the process."""
     for line in lines:
         print(line, file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code) from None

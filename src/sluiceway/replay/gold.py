@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -90,16 +90,16 @@ async def hold(
     backlog: Backlog, column: str, plans: Mapping[str, Plan], models: Models, lines: Iterable[Mapping[str, Any]]
 ) -> list[Held]:
     """Each task of the replay held against the gold in `column`; rows without it count for nothing."""
-    outcomes = {line["outcome_id"]: line for line in lines if "trail" in line}
+    outcomes = {bytes.fromhex(line["outcome_id"]): _Outcome.of(line) for line in lines if "trail" in line}
     found: dict[str, _Tally] = {}
     for row in backlog.rows():
         if not isinstance(row, Row):
             continue
-        line = outcomes.pop(outcome_id(row.job.id, row.job.round), None)
+        outcome = outcomes.pop(bytes.fromhex(outcome_id(row.job.id, row.job.round)), None)
         plan = plans.get(row.job.task)
         gold = row.fields.get(column)
-        if line is not None and plan is not None and gold not in (None, ""):
-            await found.setdefault(row.job.task, _Tally(plan)).add(row, gold, line, models)
+        if outcome is not None and plan is not None and gold not in (None, ""):
+            await found.setdefault(row.job.task, _Tally(plan)).add(row, gold, outcome, models)
     return [tally.held() for tally in found.values()]
 
 
@@ -164,6 +164,35 @@ def _thresholds(judged: Sequence[Judged], own: float | None) -> list[float]:
     return sorted(chosen)
 
 
+class _Try(NamedTuple):
+    model: str
+    answer: Any
+    score: float | None
+    cost: int
+
+
+class _Outcome(NamedTuple):
+    """What the table needs of an outcome: a tenth of it, since all of a replay's are held at once."""
+
+    answer: Any
+    reference_cost: int
+    tries: tuple[_Try, ...]
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> _Outcome:
+        steps = (step for step in line["trail"]["steps"] if step["step"] == "attempt")
+        tries = (
+            _Try(step["model"], step["answer"], (step["score"] or {}).get("value"), step["cost_picousd"])
+            for step in steps
+        )
+        return cls(line.get("answer"), line.get("reference_cost_picousd") or 0, tuple(tries))
+
+
+def _answered(tries: Sequence[_Try]) -> _Try | None:
+    """The last try that gave an answer."""
+    return next((one for one in reversed(tries) if one.answer is not None), None)
+
+
 class _Tally:
     """One task's jobs with gold, as they come."""
 
@@ -173,31 +202,29 @@ class _Tally:
         self._judged: list[Judged] = []
         self._gold = self._answered = self._right = self._left_out = self._evaluated = 0
 
-    async def add(self, row: Row, gold: Any, line: Mapping[str, Any], models: Models) -> None:
+    async def add(self, row: Row, gold: Any, outcome: _Outcome, models: Models) -> None:
         wanted = gold_answer(self._plan, gold)
         self._gold += 1
-        self._answered += line.get("answer") is not None
-        self._right += self._is(line.get("answer"), wanted)
-        attempts = [step for step in line["trail"]["steps"] if step["step"] == "attempt"]
-        tried = [step for step in attempts if step["model"] == self._first.model]
-        cheap = next((step for step in reversed(tried) if step["answer"] is not None), None)
-        asked = [step for step in attempts if step["model"] == self._reference.model]
+        self._answered += outcome.answer is not None
+        self._right += self._is(outcome.answer, wanted)
+        tried = [one for one in outcome.tries if one.model == self._first.model]
+        asked = [one for one in outcome.tries if one.model == self._reference.model]
+        cheap = _answered(tried)
         if asked:
-            answers = [step["answer"] for step in asked if step["answer"] is not None]
-            known: tuple[Any, int] | None = (answers[-1:] or [None])[0], sum(step["cost_picousd"] for step in asked)
+            said = _answered(asked)
+            known: tuple[Any, int] | None = (said and said.answer), sum(one.cost for one in asked)
         else:
             known = await self._ask(row, models) if cheap is not None else None
         if cheap is None and known is None:
             self._left_out += 1
             return
-        score = cheap["score"] if cheap is not None else None
         self._judged.append(
             Judged(
-                score=None if score is None else score["value"],
-                cheap_right=cheap is not None and self._is(cheap["answer"], wanted),
-                cheap_cost=sum(step["cost_picousd"] for step in tried),
+                score=None if cheap is None else cheap.score,
+                cheap_right=cheap is not None and self._is(cheap.answer, wanted),
+                cheap_cost=sum(one.cost for one in tried),
                 reference_right=None if known is None else self._is(known[0], wanted),
-                reference_cost=known[1] if known is not None else line.get("reference_cost_picousd") or 0,
+                reference_cost=known[1] if known is not None else outcome.reference_cost,
             )
         )
 

@@ -14,6 +14,8 @@ from sluiceway.core.policy import Policy
 from sluiceway.core.task import Task
 from sluiceway.demo import notes
 from sluiceway.demo.tickets import policy_file, tickets
+from sluiceway.kafka.embedded import SETTINGS
+from sluiceway.kafka.security import read_connection
 from sluiceway.models import local
 from sluiceway.policyfile import read_policy
 
@@ -99,3 +101,9 @@ def test_the_data_stays_small() -> None:
     """Two files that everybody who installs Sluiceway downloads: under a megabyte together."""
     folder = Path(policy_file()).parent
     assert sum((folder / name).stat().st_size for name in ("student.skops", "tickets.csv.gz")) < 1_000_000
+
+
+def test_the_embedded_broker_is_fetched_from_at_short_waits() -> None:
+    """It answers a fetch only when the wait ends: at Kafka's default of 500 ms every hop would cost a job 100 ms."""
+    connection = read_connection("127.0.0.1:1", [f"{name}={value}" for name, value in SETTINGS.items()])
+    assert connection.number("fetch.wait.max.ms") <= 50

@@ -27,6 +27,8 @@ SETTINGS: Mapping[str, str] = {
     "rebalance.timeout.ms": "4000",
     "metadata.max.age.ms": "5000",
     "enable.idempotence": "false",
+    # It answers a fetch when the wait ends, not when a record comes: measured, 180 ms a job at 500 and 18 ms at 20.
+    "fetch.wait.max.ms": "20",
 }
 """What a client of this broker should set, so that a group is complete within about a second."""
 

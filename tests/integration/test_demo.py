@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 import pytest
+from tests.support.apache_kafka import ApacheKafka
 from tests.support.processes import wait_until
 
 from sluiceway.core.outcome import Review, decode
@@ -204,6 +205,17 @@ def test_a_worker_that_fails_is_shown_with_its_log(start: Callable[..., Started]
     assert "the worker" in demo.told()
     assert "NO_SUCH_KEY" in demo.told()
     assert "Traceback" not in demo.told()
+
+
+@on_linux
+def test_the_demo_runs_on_a_kafka_of_one_s_own(start: Callable[..., Started], apache_kafka: ApacheKafka) -> None:
+    """`-b` on a single Apache Kafka: missing topics are made with the replicas it can hold, and it runs there twice."""
+    for _ in range(2):
+        demo = start("--json", "--jobs", "30", "-b", apache_kafka.bootstrap)
+        assert demo.ended() == 0, demo.told()
+        demo.nothing_left()
+        figures = json.loads(demo.out.read_bytes())
+        assert sum(figures["answered"].values()) + figures["reviews"] == 30
 
 
 async def test_a_replay_decides_as_the_demo_did_through_kafka(start: Callable[..., Started], tmp_path: Path) -> None:

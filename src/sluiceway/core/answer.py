@@ -142,17 +142,19 @@ def spans(text: str) -> dict[str, list[Span]]:
 
 def _value(text: str, at: int) -> tuple[list[Span], int]:
     value, end = _DECODER.raw_decode(text, at)
-    if isinstance(value, str):
-        return [(at + 1, end - 1)] if value else [(at, end)], end
     if not isinstance(value, list) or not value:
-        return [(at, end)], end
+        return [_inside(value, at, end)], end
     elements: list[Span] = []
-    inner = _skip(text, at + 1)
-    for _ in value:
-        spanned, inner = _value(text, inner)
-        elements.append((spanned[0][0], spanned[-1][1]))
-        inner = _skip(text, _skip(text, inner) + 1)
+    first = _skip(text, at + 1)
+    for element in value:
+        _, last = _DECODER.raw_decode(text, first)
+        elements.append(_inside(element, first, last))
+        first = _skip(text, _skip(text, last) + 1)
     return elements, end
+
+
+def _inside(value: object, first: int, last: int) -> Span:
+    return (first + 1, last - 1) if isinstance(value, str) and value else (first, last)
 
 
 def _skip(text: str, at: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import orjson
@@ -13,6 +14,8 @@ def unfit(tree: Any) -> str | None:
     """Why no record could carry `tree`, None where one can."""
     if deeper(tree, DEPTH):
         return f"nested deeper than {DEPTH} levels"
+    if _endless(tree):
+        return "not JSON: a number that is infinite, or none"
     try:
         orjson.dumps(tree)
     except TypeError as error:
@@ -28,3 +31,12 @@ def deeper(tree: Any, levels: int) -> bool:
         return True
     parts = tree.values() if isinstance(tree, dict) else tree
     return any(isinstance(part, dict | list) and deeper(part, levels - 1) for part in parts)
+
+
+def _endless(tree: Any) -> bool:
+    """Whether it holds a number that JSON has no word for; orjson would write it as null."""
+    if isinstance(tree, dict):
+        return any(map(_endless, tree.values()))
+    if isinstance(tree, list):
+        return any(map(_endless, tree))
+    return isinstance(tree, float) and not math.isfinite(tree)

@@ -129,7 +129,9 @@ class Flow:
 
     def _truth(self, ticket: Ticket) -> Truth:
         """Of a ticket: gold only where the task has that label, the reference only where it is recorded."""
-        labels = self._task.labels or ()
+        labels = self._task.labels
+        if labels is None:
+            return Truth()
         recorded = ticket.recorded.get(self._column) if self._column else None
         if recorded is not None and recorded not in labels:
             recorded = NO_ANSWER

@@ -19,20 +19,27 @@ def behind(model: Model) -> str:
     return f"{model.provider}/{name}" if model.provider else name
 
 
+def recorded(policy: Policy, task: Task) -> bool:
+    """Whether no rung of the task calls a real model."""
+    return all(policy.models[rung.model].api in (Api.RECORDED, Api.LOCAL) for rung in task.ladder)
+
+
 def honest(policy: Policy, task: Task, *, own_policy: bool) -> list[str]:
     """Short paragraphs on where answers, prices, times and scores come from."""
-    models = [policy.models[rung.model] for rung in task.ladder]
-    origins = sorted({policy.prices[model.name].partition(":")[0] for model in models})
+    origins = sorted({policy.prices[rung.model].partition(":")[0] for rung in task.ladder})
+    priced = " and ".join(f"{name} (list price)" if name.startswith("genai") else name for name in origins)
     found = []
-    if any(model.api is Api.RECORDED for model in models):
+    if recorded(policy, task):
         found.append(
-            "Answers are recorded: no model was called. Cost: tiktoken's count of our prompts and the answers, at"
-            f" list price ({', '.join(origins)})."
+            "Answers are recorded: no model was called. Cost: tiktoken's count of our prompts and the answers,"
+            f" priced by {priced}."
         )
         found.append(
             "Model latency is not on record: p50, p99 and jobs/s are the pipeline's, waiting in Kafka included, at"
             " the pace at which the demo publishes."
         )
+    else:
+        found.append(f"Tokens are as the models metered them, priced by {priced}. The models' time is in p50 and p99.")
     if not own_policy:
         found.append(
             f"Accuracy is low for every model because the recorded prompts left {LEFT_OUT} of the 77 labels out."

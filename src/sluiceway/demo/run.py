@@ -213,7 +213,8 @@ class _Run:
         names = {rung.model: notes.behind(policy.models[rung.model]) for rung in task.ladder}
         ladder = [rung.model for rung in task.ladder]
         about = notes.honest(policy, task, own_policy=self._policy_path != policy_file())
-        self._console.print(picture.final(figures, ladder, notes=about, names=names))
+        times = "publish to outcome" + (": the pipeline alone" if notes.recorded(policy, task) else "")
+        self._console.print(picture.final(figures, ladder, notes=about, names=names, times=times))
 
 
 def _jobs_topic(task: Task, map_: TopicMap) -> str:

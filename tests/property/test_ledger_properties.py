@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sluiceway.core.call import Usage
 from sluiceway.core.catalog import Price, PriceTier
-from sluiceway.core.ledger import DayBudget, cost
+from sluiceway.core.ledger import DayBudget, cost, worst_cost
 
 TOKENS = st.integers(0, 10**9)
 USAGES = st.builds(Usage, *[TOKENS] * 6)
@@ -86,3 +86,13 @@ def test_reserved_calls_never_pass_the_days_budget(limit: int, calls: list[tuple
         assert day.reserved == sum(bound for bound, _ in flying)
         assert day.spent + day.reserved <= limit
     assert all(amount <= limit for amount in spent.values())
+
+
+@given(price=PRICES, size=TOKENS, longest=TOKENS, shares=st.lists(st.integers(0, 3), min_size=3, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_no_call_costs_more_than_its_worst(price: Price, size: int, longest: int, shares: list[int]) -> None:
+    """However its input splits into plain, read and written cache, and however short its answer."""
+    total = sum(shares) or 1
+    read, write = size * shares[0] // total, size * shares[1] // total
+    usage = Usage(size - read - write, read, write, 0, longest // 2, longest - longest // 2)
+    assert cost(usage, price) <= worst_cost(size, longest, price)

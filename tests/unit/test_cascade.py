@@ -475,7 +475,7 @@ def test_a_job_the_rung_can_not_hold_climbs() -> None:
 
 
 def test_the_deadline_bounds_each_call() -> None:
-    """The model's timeout, or what is left."""
+    """A call has at least its model's time-out, and never more than what is left."""
     done = climb(plan({"deadline": "5s"}), job(), by_model(cheap=reply()))
     assert done.calls[0].deadline == 1005.0
-    assert climb(plan(), job(), by_model(cheap=reply())).calls[0].deadline == 1030.0
+    assert 1030.0 <= climb(plan(), job(), by_model(cheap=reply())).calls[0].deadline <= 1120.0

@@ -118,7 +118,9 @@ def decode(value: bytes, *, origin: str, default_id: str, source: Source | None 
     tree = load_json(value)
     if not isinstance(tree, dict):
         raise InputError("invalid", f"a job is a JSON object, not {_kind(tree)}")
-    return admit(tree if source is None else _foreign(tree, source, task), origin=origin, default_id=default_id)
+    if trees.deeper(tree, trees.DEPTH):  # all else that makes a tree unfit can't come out of JSON
+        raise InputError("invalid", f"nested deeper than {trees.DEPTH} levels")
+    return _job(tree if source is None else _foreign(tree, source, task), origin, default_id)
 
 
 def admit(tree: Mapping[str, Any], *, origin: str, default_id: str) -> Job:
@@ -126,6 +128,10 @@ def admit(tree: Mapping[str, Any], *, origin: str, default_id: str) -> Job:
     unfit = trees.unfit(tree)
     if unfit is not None:
         raise InputError("invalid", unfit)
+    return _job(tree, origin, default_id)
+
+
+def _job(tree: Mapping[str, Any], origin: str, default_id: str) -> Job:
     try:
         record = _RECORD.validate_python(tree)
     except ValidationError as error:

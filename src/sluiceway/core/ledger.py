@@ -30,6 +30,13 @@ def cost(usage: Usage, price: Price) -> int:
     return total if rates.scale == 1 else round(Fraction(total, rates.scale))  # half to even
 
 
+def worst_cost(input_tokens: int, output_tokens: int, price: Price) -> int:
+    """What a call can cost at most, in pico-dollars: each input token of the dearest kind, and the longest answer."""
+    rates = price.rates_at(input_tokens) if price.tiers else price.rates
+    total = input_tokens * max(rates.uncached, rates.cache_read, rates.cache_write_5m) + output_tokens * rates.output
+    return -(-total // rates.scale)
+
+
 def usd(pico: int) -> float:
     """Pico-dollars as US dollars, for people; never computed with."""
     return pico / PICO

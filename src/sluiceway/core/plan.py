@@ -36,10 +36,8 @@ class Plan:
         return window if rung.input_tokens is None else min(rung.input_tokens, window)
 
     def worst_cost(self, model: str, request: Request) -> int:
-        """Pico-dollars a call can cost at most: all input written to the cache, and the longest answer."""
-        size, longest, price = request.input_tokens, self.models[model].params.max_tokens, self.price(model)
-        plain = ledger.cost(Usage(input_uncached=size, output_text=longest), price)
-        return max(plain, ledger.cost(Usage(input_cache_write_5m=size, output_text=longest), price))
+        """Pico-dollars that a call can cost at most."""
+        return ledger.worst_cost(request.input_tokens, self.models[model].params.max_tokens, self.price(model))
 
     def price(self, model: str) -> Price:
         price = self.models[model].price

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import signal
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -35,7 +36,7 @@ from sluiceway.topicmap import TopicMap, topic_map
 from tests.support.evidence import Disturbance, Place, Published, read_outcomes
 from tests.support.fake_models import JournalEntry
 from tests.support.laws import Rates, Report, check
-from tests.support.processes import Child, sluiceway
+from tests.support.processes import Child, ChildError, sluiceway
 from tests.support.topics import Address, Reader, Seen, committed, ends, read_topic
 
 JOBS = "sluiceway.jobs"
@@ -292,10 +293,20 @@ class Rig:
     # -- out -------------------------------------------------------------------------------------------------------
 
     async def until(self, enough: Callable[[Outgoing], bool], *, within: float) -> Outgoing:
-        """Reads the outgoing topics until `enough` holds of all that was read. TimeoutError says what is there."""
+        """Reads the outgoing topics until `enough` holds of all that was read. TimeoutError says what is there.
+
+        ChildError at once where a worker has failed meanwhile (one that was killed by a test has not).
+        """
+
+        def looked(records: list[Seen]) -> bool:
+            for worker in self.workers:
+                if worker.returncode not in (None, 0, -signal.SIGKILL):
+                    raise ChildError(f"{worker.name} ended with {worker.returncode}:\n{worker.tail()}")
+            return enough(self.out.read(records))
+
         reader = await self._reading()
         try:
-            await reader.until(lambda records: enough(self.out.read(records)), within=within)
+            await reader.until(looked, within=within)
         except TimeoutError:
             logs = "\n".join(f"--- {worker.name}\n{worker.tail(15)}" for worker in self.workers)
             counts = {topic: len(records) for topic, records in self.out.by_topic.items()}

@@ -127,7 +127,7 @@ class Runner:
             self.spent += actual
             if day is not None:
                 day.settle(worst, actual, now)
-        # A call that was refused as invalid says something of itself, not of the model's health.
-        if isinstance(event, Reply) or event.kind is not FailureKind.INVALID:
+        # A call refused as invalid says something of itself, and one that came too fast something of us.
+        if isinstance(event, Reply) or event.kind is FailureKind.TRANSIENT:
             self._health.observe(name, event.seconds, failed=isinstance(event, Failure), now=now)
         return event

@@ -89,7 +89,7 @@ def test_anthropic_tells_instants() -> None:
 def test_other_dialects_are_told_apart() -> None:
     """Together's limits are a second's; Fireworks counts prompt and generated tokens; Azure names no limit."""
     together = rate_limits({"x-ratelimit-limit": "10", "x-ratelimit-limit-tokens": "3000"}, NOW)
-    assert together == RateLimits("together", RateLimit(10, None, None), RateLimit(3000, None, None))
+    assert together == RateLimits("together", RateLimit(10, None, None, 1.0), RateLimit(3000, None, None, 1.0))
     fireworks = rate_limits({"x-ratelimit-limit-tokens-prompt": "900000"}, NOW)
     assert fireworks is not None
     assert fireworks.input_tokens == RateLimit(900000, None, None)

@@ -313,6 +313,7 @@ def test_the_earliest_deadline_of_a_tenant_goes_first_and_who_gives_up_is_skippe
 
 def test_until_an_endpoint_has_answered_once_few_calls_go_there() -> None:
     """Its first headers may tell of limits; a policy that writes a rate needs no such care."""
-    for limits, most in ((Limits(), 16), (Limits(rpm=60_000), 512)):
+    cases = ((Limits(), 16), (Limits(rpm=60_000), 512), (Limits(start_parallel_requests=40), 40))
+    for limits, most in cases:
         one = permits(limits)
         assert sum(isinstance(one.ask(need(), 0.0), Permit) for _ in range(600)) == most

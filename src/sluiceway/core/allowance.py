@@ -13,11 +13,12 @@ from typing import NamedTuple
 from sluiceway.core.breaker import Breaker
 from sluiceway.core.bucket import Bucket
 from sluiceway.core.catalog import Limits
-from sluiceway.core.limit import CEILING, UNSEEN, AdaptiveLimit
+from sluiceway.core.limit import CEILING, FLOOR, START, UNSEEN, AdaptiveLimit
 from sluiceway.core.pace import Pace, Sent
 from sluiceway.core.ratelimit import RateLimit, RateLimits
 
 LONGEST_PAUSE = 30.0  # seconds; a Retry-After holds an endpoint no longer, so that an absurd one can't take it out
+TIMEOUT = "timeout"  # the one reason of a failure that says: too much at once
 _BARRED = 60.0  # seconds between probes of an endpoint that has no quota left or refuses our key
 _ROUNDING = 500.0  # tokens: Anthropic rounds what is left to thousands
 _LEARNING = 0.1  # weight of one call in the usual output and in true over counted input
@@ -119,8 +120,9 @@ class Allowance:
             bound = most or 1 << 30
             self.limit = AdaptiveLimit(bound, bound, bound)
         else:
-            rated = any((limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
-            self.limit = AdaptiveLimit(ceiling=most or CEILING, unseen=None if rated else UNSEEN)
+            start, least = limits.start_parallel_requests, limits.min_parallel_requests
+            known = any((start, limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
+            self.limit = AdaptiveLimit(start or START, least or FLOOR, most or CEILING, unseen=None if known else UNSEEN)
         self.breaker = Breaker()
         self.pace = Pace()
         self.in_flight = 0
@@ -204,7 +206,8 @@ class Allowance:
         if ended.ending is Ending.IGNORED:
             self.breaker.ignored(probe=probe)
             return
-        self.limit.dropped(permit.at, permit.in_flight, now)
+        if ended.refused or ended.reason == TIMEOUT:
+            self.limit.dropped(permit.at, permit.in_flight, now)
         if not ended.refused:
             self.breaker.failed(now, ended.reason, probe=probe)
             return

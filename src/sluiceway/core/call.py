@@ -31,9 +31,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An ask: send `request` to `model` at its endpoint number `endpoint` and be back before `deadline`.
+    """An ask: send `request` to `model` and be back before `deadline`, a time of the runner's clock in seconds.
 
-    `deadline` is an absolute time of the runner's clock, in seconds. `job_id` seeds jitter, nothing else.
+    `endpoint` counts the endpoints of `model` that this job has given up on: another one is to be taken.
+    `job_id` seeds jitter and tells a first try from a second.
     """
 
     model: Model
@@ -44,6 +45,7 @@ class Call:
     logprobs: bool = False  # the gate needs them
     draw: int = 1  # which of several draws of the same request this is
     clearance: Clearance = Clearance.INTERNAL  # of the data in it
+    tenant: str = ""  # waiting for a permit is fair between tenants, and no answer is shared across them
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,10 +179,12 @@ class Cascade:
         self._tries += 1
         self.state = State.CALLING
         self._record.called(rung.model, facts, now)
-        deadline = min(self._deadline, now + model.timeout)
+        # A permit may be waited for while what follows keeps its time; the call itself ends by the model's time-out.
+        deadline = min(self._deadline, max(now + model.timeout, self._latest()))
         logprobs = self.plan.wants_logprobs(self.plan.task.gate_of(rung))
         draw, clearance = len(self._draws) + 1, self._facts.clearance
-        return Call(model, request, self._endpoint, deadline, self.job.id, logprobs, draw, clearance)
+        tenant = self.job.tenant or ""
+        return Call(model, request, self._endpoint, deadline, self.job.id, logprobs, draw, clearance, tenant)
 
     def _over_budget(self, request: Request) -> str | None:
         limit, day_left = self.plan.usd_per_job, self._conditions.day_left
@@ -292,11 +294,14 @@ class Cascade:
         return self._rung_failed(self._now + (failure.retry_after or 0.0), final=final)
 
     def _leaves_time(self, pause: float) -> bool:
-        """Whether a call after `pause` leaves what follows its time: the reference, where this role hands on to it."""
-        task, back = self.plan.task, self._deadline
+        return self._now + pause < self._latest()
+
+    def _latest(self) -> float:
+        """When this rung must end to leave what follows its time: the reference, where this role hands on to it."""
+        task, latest = self.plan.task, self._deadline
         if self.role is Role.JOBS and self._reference_allowed and task.on_failure == "escalate":
-            back -= min(self.plan.models[task.reference.model].timeout, task.deadline / 2)
-        return self._now + pause < back
+            latest -= min(self.plan.models[task.reference.model].timeout, task.deadline / 2)
+        return latest
 
     def _rung_failed(self, until: float, *, final: bool = False) -> Ask:
         """A rung can't be reached: a rung of the same tier, then `on_failure`. `final`: trying again would not help."""

@@ -136,11 +136,17 @@ class Price(_Rated):
 
 
 class Limits(Frozen):
+    """What may be asked of each endpoint of a model. How many calls are open adapts from `start_parallel_requests`
+    between `min_` and `max_parallel_requests`; without them it has wide bounds of its own (core/limit.py).
+    """
+
     rpm: Annotated[int, Field(ge=1)] | None = None
     tpm: Annotated[int, Field(ge=1)] | None = None
     input_tpm: Annotated[int, Field(ge=1)] | None = None
     output_tpm: Annotated[int, Field(ge=1)] | None = None
     max_parallel_requests: Annotated[int, Field(ge=1)] | None = None
+    min_parallel_requests: Annotated[int, Field(ge=1)] | None = None
+    start_parallel_requests: Annotated[int, Field(ge=1)] | None = None
 
 
 class Params(Frozen):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
-from sluiceway.core.call import Call, Failure, FailureKind, Reply
+from sluiceway.core.call import Call, Failure, FailureKind, Reply, Usage
 from sluiceway.core.catalog import Api, Endpoint, Model
 from sluiceway.core.errors import InputError
 from sluiceway.models import keys, providers
 from sluiceway.models.anthropic import AnthropicFormat
+from sluiceway.models.headers import RateLimits, rate_limits
 from sluiceway.models.openai import OpenAIFormat
 from sluiceway.models.transport import HttpReply, Transport, target
 
@@ -59,13 +61,30 @@ class HttpEndpoint:
             raise InputError(error.reason, f"model {model.name!r}: {error.detail}") from None
         self._transport = transport
         self._now = now
+        self._a_day = model.provider == "groq"  # its request limit is a day's
+        self._cached_is_free = model.api is Api.ANTHROPIC
         self.origin = providers.origin(endpoint.base_url)
 
     async def call(self, call: Call) -> Reply | Failure:
+        return (await self.call_and_limits(call))[0]
+
+    async def call_and_limits(self, call: Call) -> tuple[Reply | Failure, RateLimits | None]:
+        """What came of the call, and the limits that its response told of."""
         answered = await self.exchange(call)
         if isinstance(answered, Failure):
-            return answered
-        return self.read(answered, call)
+            return answered, None
+        return self.read(answered, call), self.limits(answered)
+
+    def limits(self, answered: HttpReply) -> RateLimits | None:
+        found = rate_limits(answered.headers, self._now())
+        if found is not None and found.requests is not None and self._a_day:
+            found = replace(found, requests=replace(found.requests, period=86_400.0))
+        return found
+
+    def counted(self, usage: Usage) -> tuple[int, int]:
+        """Input and output tokens as this endpoint's limits count them: Anthropic leaves out what a cache gave."""
+        read = usage.input_cache_read if self._cached_is_free else 0
+        return usage.input - read, usage.output
 
     async def exchange(self, call: Call) -> HttpReply | Failure:
         """The raw response to `call`."""

@@ -11,11 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-MAX_RETRY_AFTER = 300.0  # seconds; an endpoint that asks for more is treated as asking for this
+from sluiceway.core.ratelimit import RateLimit as RateLimit
+from sluiceway.core.ratelimit import RateLimits as RateLimits
+
+MAX_RETRY_AFTER = 60.0  # seconds; an endpoint that asks for more is treated as asking for this
 
 _NUMBER = re.compile(r"\s*([+-]?\d{1,18}(?:\.\d{1,9})?)\s*")
 _GO_PART = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)(ns|us|µs|ms|s|m|h|d)")
@@ -48,30 +51,6 @@ def should_retry(headers: Mapping[str, str]) -> bool | None:
     return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimit:
-    """One limit: its size, what is left, and the seconds until it is whole again. None: not said."""
-
-    limit: float | None
-    remaining: float | None
-    reset: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class RateLimits:
-    """The limits that one response told of. `family` says whose meaning its numbers have.
-
-    `openai`: a minute's requests and tokens (Groq: a day's requests), reset when the bucket is full again.
-    `anthropic`: `remaining` of tokens is rounded to thousands. `together`: requests and tokens a second.
-    """
-
-    family: str
-    requests: RateLimit | None = None
-    tokens: RateLimit | None = None
-    input_tokens: RateLimit | None = None
-    output_tokens: RateLimit | None = None
-
-
 def rate_limits(headers: Mapping[str, str], now: float) -> RateLimits | None:
     """The limits that `headers` tell of, or None."""
     found = RateLimits(
@@ -94,7 +73,8 @@ def rate_limits(headers: Mapping[str, str], now: float) -> RateLimits | None:
         return found
     a_second = _limit(headers, "x-ratelimit-{}", now)
     if a_second:
-        return RateLimits("together", a_second, found.tokens)
+        tokens = found.tokens and replace(found.tokens, period=1.0)
+        return RateLimits("together", replace(a_second, period=1.0), tokens)
     return found if _any(found) else None
 
 

@@ -1,8 +1,8 @@
 """The pool: every model of a policy, opened once, behind one `call`.
 
-It finds the endpoint, holds the call to its deadline and to the model's `max_parallel_requests`, and measures it. It
-never retries and never chooses another endpoint: the cascade does. Permits (rates, adaptive limits, breakers) belong
-into `_permitted`, between the two.
+It waits for a permit, which names the endpoint, holds the call to its deadline and measures it. It never retries: the
+cascade does. A model's limits hold for each of its endpoints; what an endpoint tells of itself is fed back to its
+permits.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from sluiceway.core.allowance import TIMEOUT
 from sluiceway.core.call import Call, Failure, FailureKind, Reply
-from sluiceway.core.catalog import Api, Model
+from sluiceway.core.catalog import Api, Limits, Model
 from sluiceway.core.errors import Bug, InputError
+from sluiceway.core.permit import Allowance, Barred, Ended, Ending, Need, Permit, Permits
+from sluiceway.core.ratelimit import RateLimits
 from sluiceway.models import live, local, providers, recorded
 from sluiceway.models.endpoint import HttpEndpoint, Serves
+from sluiceway.models.line import Line
 from sluiceway.models.live import LiveReport
 from sluiceway.models.local import LocalEndpoint
 from sluiceway.models.recorded import RecordedEndpoint, Recording
@@ -28,13 +32,19 @@ Observe = Callable[[str, float, Failure | None], None]
 """Told of each finished call: the model's name, its seconds, and its failure if it was one."""
 
 
+_SHUT = "breaker_open"
+_NO_CALL_SUCCEEDS = frozenset({"insufficient_quota"})
+_KEY_TROUBLE = frozenset({"invalid_api_key", "permission_denied", "model_not_found"})
+_NOWHERE: frozenset[int] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One model with what serves it. `parallel` is None where the policy sets no limit."""
+    """One model with what serves it. `line` is None for what answers in this process and has no limits."""
 
     model: Model
     endpoints: tuple[Serves, ...]
-    parallel: asyncio.Semaphore | None
+    line: Line | None
 
 
 class Pool:
@@ -85,45 +95,72 @@ class Pool:
 
         served = {}
         for name, model in models.items():
-            limit = model.limits.max_parallel_requests
-            served[name] = Served(model, serving(model), asyncio.Semaphore(limit) if limit else None)
+            endpoints = serving(model)
+            served[name] = Served(model, endpoints, _line(model, endpoints, clock))
         return cls(served, transport, clock, observe)
 
     async def call(self, call: Call) -> Reply | Failure:
-        """The reply, or what went wrong, before `call.deadline` and within the model's own time-out."""
+        """The reply, or what went wrong, before `call.deadline` and, once it has a permit, the model's own time-out."""
         served = self._served.get(call.model.name)
         if served is None or not 0 <= call.endpoint < len(served.endpoints):
             raise Bug(f"no endpoint {call.endpoint} of model {call.model.name!r} in this pool")
-        endpoint = served.endpoints[call.endpoint]
-        if served.parallel is None:
-            return await self._timed(call, endpoint)
-        return await self._permitted(call, endpoint, served.parallel)
+        if served.line is None:
+            return (await self._timed(call, served.endpoints[0]))[0]
+        return await self._permitted(call, served.endpoints, served.line)
 
-    async def _permitted(self, call: Call, endpoint: Serves, parallel: asyncio.Semaphore) -> Reply | Failure:
+    async def _permitted(self, call: Call, endpoints: tuple[Serves, ...], line: Line) -> Reply | Failure:
+        failed_at = line.failed_at(call.job_id)
+        request = call.request
+        permit = await line.permit(
+            Need(
+                request.schema_name,
+                call.tenant,
+                call.deadline,
+                request.input_tokens,
+                call.model.params.max_tokens,
+                failed_at is not None,
+                failed_at or _NOWHERE,
+            )
+        )
+        if not isinstance(permit, Permit):
+            return self._not_called(permit, endpoints)
+        endpoint = endpoints[permit.endpoint]
+        ended = Ended(Ending.IGNORED)  # cancelled, unless it comes to an end of its own
         try:
-            async with asyncio.timeout(call.deadline - self._clock.now()):
-                await parallel.acquire()
-        except TimeoutError:
-            return Failure(FailureKind.OVERLOADED, "no_permit", endpoint=endpoint.origin)
-        try:
-            return await self._timed(call, endpoint)
+            result, told = await self._timed(call, endpoint)
+            ended = _ended(result, told, endpoint)
         finally:
-            parallel.release()
+            line.end(permit, ended)
+        line.note(call.job_id, permit.endpoint, failed=isinstance(result, Failure))
+        return result
 
-    async def _timed(self, call: Call, endpoint: Serves) -> Reply | Failure:
+    def _not_called(self, got: Barred | None, endpoints: tuple[Serves, ...]) -> Failure:
+        origin = endpoints[0].origin
+        if got is None:
+            return Failure(FailureKind.OVERLOADED, "no_permit", endpoint=origin)
+        if got.reason in _NO_CALL_SUCCEEDS or got.reason in _KEY_TROUBLE:
+            return Failure(FailureKind.INVALID, got.reason, endpoint=origin)
+        wait = max(0.0, got.until - self._clock.now())
+        return Failure(FailureKind.OVERLOADED, _SHUT, wait, endpoint=origin)
+
+    async def _timed(self, call: Call, endpoint: Serves) -> tuple[Reply | Failure, RateLimits | None]:
         started = self._clock.now()
         left = min(call.deadline - started, call.model.timeout)
-        result: Reply | Failure = Failure(FailureKind.TRANSIENT, "timeout")
+        result: Reply | Failure = Failure(FailureKind.TRANSIENT, TIMEOUT)
+        told: RateLimits | None = None
         if left > 0:
             try:
                 async with asyncio.timeout(left):
-                    result = await endpoint.call(call)
+                    if isinstance(endpoint, HttpEndpoint):
+                        result, told = await endpoint.call_and_limits(call)
+                    else:
+                        result = await endpoint.call(call)
             except TimeoutError:
                 pass  # `result` says so already
         seconds = max(self._clock.now() - started, 0.0)
         if self._observe is not None:
             self._observe(call.model.name, seconds, result if isinstance(result, Failure) else None)
-        return replace(result, endpoint=endpoint.origin, seconds=seconds)
+        return replace(result, endpoint=endpoint.origin, seconds=seconds), told
 
     async def live_check(self, name: str) -> tuple[LiveReport, ...]:
         """What one real call to each endpoint of that model shows; it costs what such a call costs."""
@@ -133,9 +170,40 @@ class Pool:
     async def close(self) -> None:
         """Closes all connections. Calls that are still under way end as Failures."""
         for served in self._served.values():
+            if served.line is not None:
+                served.line.close()
             for endpoint in served.endpoints:
                 await endpoint.close()
         await self._transport.aclose()
 
     def __repr__(self) -> str:
         return f"Pool({', '.join(self._served)})"
+
+
+def _line(model: Model, endpoints: tuple[Serves, ...], clock: Clock) -> Line | None:
+    http = isinstance(endpoints[0], HttpEndpoint)
+    if not http and model.limits == Limits():
+        return None
+    now = clock.now()
+    weights = [endpoint.weight for endpoint in providers.endpoints_of(model)] if http else [1]
+    return Line(Permits([Allowance(model.limits, now, adaptive=http) for _ in endpoints], now, weights), clock)
+
+
+def _ended(result: Reply | Failure, told: RateLimits | None, endpoint: Serves) -> Ended:
+    """What a finished call says of its endpoint."""
+    if isinstance(result, Reply):
+        usage = result.usage
+        given, answer = endpoint.counted(usage) if isinstance(endpoint, HttpEndpoint) else (usage.input, usage.output)
+        return Ended(Ending.SUCCESS, result.seconds, given, answer, told=told)
+    detail, wait = result.detail, result.retry_after
+    match result.kind:
+        case FailureKind.OVERLOADED:
+            # 503 without a word of when to come back is an endpoint that is down.
+            refused = detail != "http_503" or wait is not None
+            return Ended(Ending.DROPPED, 0.0, 0, 0, refused, retry_after=wait, reason=detail, told=told)
+        case FailureKind.INVALID if detail in _KEY_TROUBLE:
+            return Ended(Ending.DROPPED, 0.0, 0, 0, reason=detail, told=told)
+        case FailureKind.INVALID:
+            return Ended(Ending.IGNORED, 0.0, 0, 0, barred=detail in _NO_CALL_SUCCEEDS, reason=detail, told=told)
+        case _:
+            return Ended(Ending.DROPPED, reason=detail, told=told)

@@ -122,7 +122,9 @@ class Allowance:
         else:
             start, least = limits.start_parallel_requests, limits.min_parallel_requests
             known = any((start, limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm))
-            self.limit = AdaptiveLimit(start or START, least or FLOOR, most or CEILING, unseen=None if known else UNSEEN)
+            self.limit = AdaptiveLimit(
+                start or START, least or FLOOR, most or CEILING, unseen=None if known else UNSEEN
+            )
         self.breaker = Breaker()
         self.pace = Pace()
         self.in_flight = 0

@@ -68,12 +68,14 @@ async def test_a_second_member_takes_over_partitions_and_nothing_is_lost(world: 
 
 async def test_rebalances_under_full_load_never_leave_a_partition_held_and_idle(world: World) -> None:
     """The hang of faust-traps 19: a hand-over that a rebalance had cancelled left partitions held, nothing consumed."""
-    jobs = ids(8000)
-    await world.publish(jobs)
     limits = Limits(jobs=100, queue=100, commit_interval=0.2)
     works = Works(world.results, seconds=0.01)
+    jobs: list[bytes] = []
     async with world.publisher() as publisher, world.role(works, publisher, limits=limits) as role:
         for _ in range(3):
+            load = ids(6000, first=len(jobs))
+            jobs += load
+            await world.publish(load)
             before = role.stats().settled
             await until(lambda before=before: role.stats().settled > before + 200, what="progress before a rebalance")
             async with world.role(Works(world.results, seconds=0.01), publisher, limits=limits) as guest:

@@ -47,7 +47,7 @@ class _Parts:
 
 
 class RoleConsumer:
-    """`publisher` is started by the caller, and stopped by it after all roles."""
+    """Made inside the running loop. `publisher` is started by the caller, and stopped by it after all roles."""
 
     def __init__(
         self,
@@ -64,6 +64,9 @@ class RoleConsumer:
         self._publisher = publisher
         self._meter: Meter = meter or NoMeter()
         self._oversize = oversize
+        self._loop = asyncio.get_running_loop()
+        self._failed: asyncio.Future[BaseException] = self._loop.create_future()
+        self._finished: asyncio.Future[None] = self._loop.create_future()
         self._stream = Stream(settings.limits)
         self._parts: _Parts | None = None
         self._joined = False
@@ -82,9 +85,6 @@ class RoleConsumer:
 
     async def start(self) -> None:
         """Connected and joining. Raises InputError where cluster or topics are not there for us."""
-        self._loop = asyncio.get_running_loop()
-        self._failed: asyncio.Future[BaseException] = self._loop.create_future()
-        self._finished: asyncio.Future[None] = self._loop.create_future()
         found = await sizes(self._connection, self.settings.topics)
         missing = [name for name, size in found.items() if size is None]
         if missing:
@@ -313,7 +313,7 @@ class RoleConsumer:
             if outgoing is None:
                 self._settle(job)
             else:
-                self._publisher.publish(outgoing, lambda result: self._acked(job, outgoing, result))
+                self._publisher.submit(outgoing, self._acked, job)
         except Exception as error:  # noqa: BLE001  top of the task: the worker stops with the record unsettled
             self._give_up(job, error)
 
@@ -333,7 +333,7 @@ class RoleConsumer:
                 job, Bug(f"a record of {result.size} bytes does not fit {result.topic}, nor does what replaces it")
             )
             return
-        self._publisher.publish(instead, lambda again: self._acked(job, instead, again))
+        self._publisher.submit(instead, self._acked, job)
 
     def _give_up(self, job: Taken, error: BaseException) -> None:
         """The role ends with this job unsettled."""

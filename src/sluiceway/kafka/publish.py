@@ -15,7 +15,6 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
 
 from sluiceway.core.errors import InputError
+from sluiceway.kafka.lane import Entry, Lane, OnAck, TooLarge, WrittenTopic, size_of
 from sluiceway.kafka.meter import Meter, NoMeter
 from sluiceway.kafka.partitioner import partition_of
 from sluiceway.kafka.producer import SendFault, close_producer, open_producer, send_fault
@@ -30,49 +30,14 @@ from sluiceway.kafka.security import Connection
 from sluiceway.kafka.topics import sizes
 from sluiceway.ports import Outgoing
 
-_BATCH_HEADER = 61  # Kafka record batch v2
-_RECORD_OVERHEAD = 32  # varints, timestamp delta, attributes: the most a record can take, and some
-
-
-@dataclass(frozen=True, slots=True)
-class TooLarge:
-    """The record does not fit its topic. `size` is our upper bound of it and `limit` what the topic takes, in bytes."""
-
-    topic: str
-    size: int
-    limit: int
-
-
-OnAck = Callable[[TooLarge | None], None]
-
-
-class _Entry:
-    __slots__ = ("done", "on_ack", "outgoing", "since", "size")
-
-    def __init__(self, outgoing: Outgoing, on_ack: OnAck, size: int, since: float) -> None:
-        self.outgoing = outgoing
-        self.on_ack = on_ack
-        self.size = size
-        self.since = since
-        self.done = False
-
-
-class _Lane:
-    """One partition's way out: what waits, and the one batch that is under way."""
-
-    __slots__ = ("first_failure", "number", "sending", "single", "topic", "waiting")
-
-    def __init__(self, topic: str, number: int) -> None:
-        self.topic = topic
-        self.number = number
-        self.waiting: deque[_Entry] = deque()
-        self.sending: list[_Entry] | None = None
-        self.first_failure: float | None = None
-        self.single = False  # one record a batch
+__all__ = ["OnAck", "Publisher", "TooLarge"]
 
 
 class Publisher:
-    """`topics`: what will be written to; each must exist at the start. One publisher serves all roles of a process."""
+    """One publisher serves all roles of a process. Made inside the running loop.
+
+    `topics`: what will be written to; each must exist at the start.
+    """
 
     def __init__(
         self,
@@ -84,13 +49,11 @@ class Publisher:
     ) -> None:
         """`patience`, in seconds: how long a missing topic may be the cluster's hiccup before it is a fault."""
         self._connection = connection
-        self._topics = tuple(dict.fromkeys(topics))
+        self._names = tuple(dict.fromkeys(topics))
         self._meter: Meter = meter or NoMeter()
         self._patience = patience
-        self._limits: dict[str, int] = {}
-        self._lanes: dict[tuple[str, int], _Lane] = {}
-        self._partitions: dict[str, int] = {}
-        self._ready: deque[_Lane] = deque()
+        self._topics: dict[str, WrittenTopic] = {}
+        self._ready: deque[Lane] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -100,8 +63,9 @@ class Publisher:
         self._rebuild = False
         self._task: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[bool]] = set()
-        self._failed: asyncio.Future[BaseException] | None = None
-        self._last_ack = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._failed: asyncio.Future[BaseException] = self._loop.create_future()
+        self._max_request = 1 << 20
         self.idempotent = self._connection.flag("enable.idempotence")
         self.acked = 0
 
@@ -112,18 +76,18 @@ class Publisher:
 
     async def start(self) -> None:
         """Connected, all topics found. Raises InputError where the cluster or a topic is not there for us."""
-        self._failed = asyncio.get_running_loop().create_future()
-        found = await sizes(self._connection, self._topics)
+        found = await sizes(self._connection, self._names)
         missing = [name for name, size in found.items() if size is None]
         if missing:
             raise InputError(
                 "topics", f"missing on {self._connection.bootstrap}: {', '.join(missing)}. Mend: sluiceway topics apply"
             )
-        self._limits = {name: size for name, size in found.items() if size is not None}
+        limits = {name: size for name, size in found.items() if size is not None}
+        self._max_request = max([*limits.values(), 1 << 20]) + 4096
         try:
             self._producer = await self._new_producer()
-            for topic in self._topics:
-                self._partitions[topic] = len(await self._producer.partitions_for(topic))
+            for name, limit in limits.items():
+                self._topics[name] = WrittenTopic(name, len(await self._producer.partitions_for(name)), limit)
         except (kafka_errors.KafkaError, OSError) as error:
             raise InputError("connection", f"the producer does not start: {error!r}. Mend: see -b and -X") from None
         if not self.idempotent:
@@ -132,7 +96,7 @@ class Publisher:
 
     async def stop(self, budget: float) -> bool:
         """True if everything was acked and the producer closed within `budget` seconds. Never waits longer."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         end = loop.time() + budget
         clean = True
         if self._unacked and not self.failed_now:
@@ -153,44 +117,60 @@ class Publisher:
 
     async def failed(self) -> BaseException:
         """Waits until the publisher can't go on, and returns why."""
-        if self._failed is None:
-            raise RuntimeError("start() first")
         return await asyncio.shield(self._failed)
 
     @property
     def failed_now(self) -> bool:
-        return self._failed is not None and self._failed.done()
+        return self._failed.done()
 
     # -- sending ------------------------------------------------------------------------------------------------
 
     def too_large(self, outgoing: Outgoing) -> TooLarge | None:
         """What `publish` would answer for a record that does not fit its topic."""
-        size = _size(outgoing)
-        limit = self._limits.get(outgoing.topic)
-        return TooLarge(outgoing.topic, size, limit) if limit is not None and size > limit else None
+        size, limit = size_of(outgoing), self._topic(outgoing).limit
+        return TooLarge(outgoing.topic, size, limit) if size > limit else None
 
-    def publish(self, outgoing: Outgoing, on_ack: OnAck) -> None:
-        """Returns at once; `on_ack(None)` follows the broker's ack, `on_ack(TooLarge)` at once for what can't fit."""
-        size = _size(outgoing)
-        limit = self._limits.get(outgoing.topic)
-        if limit is not None and size > limit:
-            on_ack(TooLarge(outgoing.topic, size, limit))
+    def publish(self, outgoing: Outgoing, on_ack: Callable[[TooLarge | None], None]) -> None:
+        """Returns at once. `on_ack(None)` follows the broker's ack, `on_ack(TooLarge)` at once for what can't fit.
+
+        Raises InputError for a topic that was not declared at the start.
+        """
+        self.submit(outgoing, _plain, on_ack)
+
+    def submit(self, outgoing: Outgoing, on_ack: OnAck, ticket: Any) -> None:
+        """The same for callers in a hurry: `on_ack(ticket, outgoing, result)`, so that no closure is made a record."""
+        topic = self._topic(outgoing)
+        size = size_of(outgoing)
+        if size > topic.limit:
+            on_ack(ticket, outgoing, TooLarge(outgoing.topic, size, topic.limit))
             return
-        entry = _Entry(outgoing, on_ack, size, asyncio.get_running_loop().time())
         if not self._unacked:
             self._idle.clear()
         self._unacked += 1
-        lane = self._lane(outgoing)
-        lane.waiting.append(entry)
-        if lane.sending is None and len(lane.waiting) == 1:
+        lanes, key = topic.lanes, outgoing.key
+        lane = lanes[random.randrange(len(lanes)) if key is None else partition_of(key, len(lanes))]  # noqa: S311  spread, not secrecy
+        waiting = lane.waiting
+        waiting.append(Entry(outgoing, on_ack, ticket, size, self._loop.time()))
+        if lane.sending is None and len(waiting) == 1:
             self._ready.append(lane)
             self._wake.set()
 
     def send(self, outgoing: Outgoing) -> asyncio.Future[TooLarge | None]:
         """The same as a future, for callers that are not in a hurry."""
-        future: asyncio.Future[TooLarge | None] = asyncio.get_running_loop().create_future()
-        self.publish(outgoing, lambda result: None if future.done() else future.set_result(result))
+        future: asyncio.Future[TooLarge | None] = self._loop.create_future()
+        self.submit(outgoing, _resolve, future)
         return future
+
+    def _topic(self, outgoing: Outgoing) -> WrittenTopic:
+        try:
+            return self._topics[outgoing.topic]
+        except KeyError:
+            raise InputError(
+                "publish", f"{outgoing.topic}: was not declared when the worker started. Mend: restart the worker"
+            ) from None
+
+    def _lanes(self) -> list[Lane]:
+        return [lane for topic in self._topics.values() for lane in topic.lanes]
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -201,10 +181,10 @@ class Publisher:
     def oldest(self) -> float:
         """Seconds that the longest waiting record has been without an ack; 0 with none."""
         since = min(
-            (entry.since for lane in self._lanes.values() for entry in (*(lane.sending or ())[:1], *_first(lane))),
+            (entry.since for lane in self._lanes() for entry in (*(lane.sending or ())[:1], *_first(lane))),
             default=None,
         )
-        return 0.0 if since is None else asyncio.get_running_loop().time() - since
+        return 0.0 if since is None else self._loop.time() - since
 
     def ready(self, patience: float = 10.0) -> tuple[bool, list[str]]:
         """False with reasons when it failed, or nothing was acked for `patience` seconds though records wait."""
@@ -230,14 +210,14 @@ class Publisher:
         except Exception as error:  # noqa: BLE001  top of the task: the worker must stop, nothing was settled
             self._fail(error)
 
-    async def _send_batch(self, lane: _Lane) -> None:
+    async def _send_batch(self, lane: Lane) -> None:
         waiting = lane.waiting
         if lane.sending is not None or not waiting:
             return
         producer = self._producer
         assert producer is not None  # noqa: S101  the task runs only after start()
         batch = producer.create_batch()
-        entries: list[_Entry] = []
+        entries: list[Entry] = []
         while waiting:
             entry = waiting[0]
             if entry.done:
@@ -260,7 +240,7 @@ class Publisher:
             return
         future.add_done_callback(partial(self._batch_done, lane, entries, generation))
 
-    def _batch_done(self, lane: _Lane, entries: list[_Entry], generation: int, future: asyncio.Future[Any]) -> None:
+    def _batch_done(self, lane: Lane, entries: list[Entry], generation: int, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
             error: BaseException | None = kafka_errors.ProducerClosed()
         else:
@@ -277,7 +257,7 @@ class Publisher:
                 self._ready.append(lane)
                 self._wake.set()
 
-    def _settle(self, entry: _Entry, result: TooLarge | None) -> None:
+    def _settle(self, entry: Entry, result: TooLarge | None) -> None:
         if entry.done:
             return
         entry.done = True
@@ -285,23 +265,23 @@ class Publisher:
         if result is None:
             self.acked += 1
         try:
-            entry.on_ack(result)
+            entry.on_ack(entry.ticket, entry.outgoing, result)
         except Exception as error:  # noqa: BLE001  an ack that can't be booked must stop the worker
             self._fail(error)
         if not self._unacked:
             self._idle.set()
 
-    def _batch_failed(self, lane: _Lane, entries: list[_Entry], generation: int, error: BaseException) -> None:
+    def _batch_failed(self, lane: Lane, entries: list[Entry], generation: int, error: BaseException) -> None:
         if generation != self._generation or self.failed_now:
             return  # its records went back into the lane when the producer was replaced
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         lane.sending = None
         fault = send_fault(error)
         if fault is SendFault.TOO_LARGE:
             # The topic's limit was lowered after our start, and an idempotent producer is out of step for good now.
             self._rebuild = self.idempotent
             if len(entries) == 1:
-                self._settle(entries[0], TooLarge(lane.topic, entries[0].size, self._limits.get(lane.topic, 0)))
+                self._settle(entries[0], TooLarge(lane.topic, entries[0].size, self._topics[lane.topic].limit))
             else:
                 lane.single = True  # the batch was too large, perhaps no record of it: they go one by one from now on
                 lane.waiting.extendleft(reversed(entries))
@@ -326,7 +306,7 @@ class Publisher:
         else:
             loop.call_later(self._connection.number("retry.backoff.ms") / 1000, self._again, lane)
 
-    def _again(self, lane: _Lane) -> None:
+    def _again(self, lane: Lane) -> None:
         if lane.sending is None and lane.waiting:
             self._ready.append(lane)
         self._wake.set()
@@ -336,7 +316,7 @@ class Publisher:
         old, self._producer = self._producer, None
         self._generation += 1
         self._ready.clear()
-        for lane in self._lanes.values():
+        for lane in self._lanes():
             if lane.sending:
                 lane.waiting.extendleft(reversed([entry for entry in lane.sending if not entry.done]))
             lane.sending = None
@@ -358,33 +338,22 @@ class Publisher:
         self._rebuild = False
 
     async def _new_producer(self) -> AIOKafkaProducer:
-        size = max([*self._limits.values(), 1 << 20]) + 4096
-        producer, self.idempotent = await open_producer(self._connection, size, self.idempotent)
+        producer, self.idempotent = await open_producer(self._connection, self._max_request, self.idempotent)
         return producer
 
-    def _lane(self, outgoing: Outgoing) -> _Lane:
-        topic = outgoing.topic
-        count = self._partitions.get(topic)
-        if count is None:
-            raise InputError("publish", f"{topic}: was not declared when the worker started. Mend: restart the worker")
-        number = partition_of(outgoing.key, count) if outgoing.key is not None else random.randrange(count)  # noqa: S311  spread, not secrecy
-        lane = self._lanes.get((topic, number))
-        if lane is None:
-            lane = self._lanes[topic, number] = _Lane(topic, number)
-        return lane
-
     def _fail(self, error: BaseException) -> None:
-        if self._failed is not None and not self._failed.done():
+        if not self._failed.done():
             self._failed.set_result(error)
 
 
-def _first(lane: _Lane) -> tuple[_Entry, ...]:
+def _plain(on_ack: Callable[[TooLarge | None], None], _: Outgoing, result: TooLarge | None) -> None:
+    on_ack(result)
+
+
+def _resolve(future: asyncio.Future[TooLarge | None], _: Outgoing, result: TooLarge | None) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _first(lane: Lane) -> tuple[Entry, ...]:
     return (lane.waiting[0],) if lane.waiting else ()
-
-
-def _size(outgoing: Outgoing) -> int:
-    """The most that the record takes as a batch of its own, in bytes."""
-    size = _BATCH_HEADER + _RECORD_OVERHEAD + len(outgoing.key or b"") + len(outgoing.value or b"")
-    for name, content in outgoing.headers:
-        size += len(name.encode()) + len(content or b"") + 10
-    return size

@@ -10,7 +10,7 @@ from tests.support.core import CALM, DECLINED, USAGE, Answers, Climb, climb, dow
 
 from sluiceway.core import outcome as outcomes
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Usage
-from sluiceway.core.cascade import MAX_STEPS, TABLE, Cascade, Conditions, Role, Start, State, Woke
+from sluiceway.core.cascade import MAX_STEPS, TABLE, Cascade, Conditions, Finish, Role, Start, State, Wait, Woke
 from sluiceway.core.errors import Bug
 from sluiceway.core.health import Health
 from sluiceway.core.outcome import Escalation, RefusalReason, Result, Review, ReviewReason, Status
@@ -312,6 +312,17 @@ def test_a_job_that_expired_is_refused() -> None:
     assert climb(plan(), job(expires_at=1001), by_model(cheap=reply()), now=1000.0).models == ["cheap"]
 
 
+def test_a_job_that_expired_in_the_line_for_the_reference_is_refused() -> None:
+    """The dear answer would come too late; the trail keeps the cheap one."""
+    late = job(expires_at=1500)
+    first = climb(plan(), late, by_model(cheap=reply(p=0.3)), now=1000.0)
+    assert isinstance(first.record, Escalation)
+    done = climb(plan(), late, by_model(), Role.ESCALATIONS, resumed=first.record, now=2000.0)
+    assert isinstance(done.record, Result)
+    assert (done.record.reason, done.calls) == (RefusalReason.EXPIRED, [])
+    assert [attempt.model for attempt in done.record.trail.attempts] == ["cheap"]
+
+
 def test_review_always_holds_the_answer_for_a_person() -> None:
     """The answer is there, and nobody has got it."""
     held = plan({"review": {"always": ["stakes >= critical"]}})
@@ -455,6 +466,34 @@ def test_hung_cheap_calls_leave_the_reference_its_time() -> None:
     assert isinstance(done.record, Escalation)
     assert done.record.reason is EscalationReason.FAILED
     assert done.record.trail.remaining >= 28.0
+
+
+def test_steps_are_counted_rung_by_rung() -> None:
+    """A rung that used up its steps counts as failed; the next one has its own."""
+    four = [{"base_url": f"https://{name}.test"} for name in "abcd"]
+    wide = {"provider": "openai", "model": "m", "params": {"max_tokens": 9}, "tier": "small", "endpoints": four}
+    task = {"ladder": ["cheap", "mid", "frontier"], "retries": {"tries": 10, "longest_wait": "1s"}, "deadline": "2h"}
+    made = plan(task, {"cheap": wide, "mid": wide})
+    done = climb(made, job(), by_model(cheap=down(), mid=down()), seconds=0.1)
+    assert isinstance(done.record, Escalation)
+    assert done.record.reason is EscalationReason.FAILED
+    for name in ("cheap", "mid"):
+        assert 30 <= done.models.count(name) <= MAX_STEPS
+    assert len(done.calls) + len(done.waits) <= 2 * MAX_STEPS
+
+
+def test_waiting_uses_up_steps_as_well() -> None:
+    """A rung that stays down is waited for a bounded number of times."""
+    task = {"on_failure": "wait", "deadline": "7d", "retries": {"first_wait": "1ms", "longest_wait": "1ms"}}
+    cascade = Cascade(plan(task), job(), Role.JOBS, lambda _purpose: 0.5)
+    now, left = 0.0, []
+    ask = cascade.start(now, Conditions({"cheap": Health(out_until=1.0)}))
+    while isinstance(ask, Wait):
+        left.append(cascade._fuel)
+        now = ask.until
+        ask = cascade.receive(Woke(), now, Conditions({"cheap": Health(out_until=now + 1.0)}))
+    assert isinstance(ask, Finish)
+    assert left == list(range(MAX_STEPS - 1, MAX_STEPS - 1 - len(left), -1))
 
 
 def test_a_rung_that_is_down_is_not_called() -> None:

@@ -56,7 +56,7 @@ class AnswerReader:
             return Malformed("not_json_object")
         if self._kind is Kind.TAGS and isinstance(value.get("tags"), list):
             value = {**value, "tags": _once(value["tags"])}
-        if tree.deeper(value, tree.DEPTH):
+        if self._kind is Kind.EXTRACTION and tree.deeper(value, tree.DEPTH):
             return Malformed("too_deep")
         if not self._valid(value):
             return Malformed("schema_violation")

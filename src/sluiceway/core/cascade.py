@@ -134,7 +134,7 @@ class Cascade:
         left = plan.task.deadline if self._resumed is None else self._resumed.trail.remaining
         self._deadline = now + left
         self._record.begin(now, self._deadline)
-        if self._resumed is None and job.expires_at is not None and job.expires_at <= now:
+        if job.expires_at is not None and job.expires_at <= now:
             return self._refuse(RefusalReason.EXPIRED, "its expires_at has passed")
         route = plan.router.plan(job, self._facts, self._conditions.health, now, left)
         self._record.routed(route, self._facts, self._conditions.health, self._conditions.day_left, now)
@@ -282,8 +282,8 @@ class Cascade:
     def _failed(self, failure: Failure) -> Ask:
         final = failure.kind is FailureKind.INVALID
         pause = self._pause(self._tries - 1, failure.retry_after)
-        again = not final and self._tries < self.plan.task.retries.tries and self._leaves_time(pause)
-        others = self._endpoint + 1 < len(self.plan.models[self._rung.model].endpoints)
+        again = not final and self._tries < self.plan.task.retries.tries and self._leaves_time(pause) and self._fuel > 1
+        others = self._fuel > 0 and self._endpoint + 1 < len(self.plan.models[self._rung.model].endpoints)
         self._record.failed(failure, VerdictKind.RETRY if again or others else VerdictKind.ESCALATE, self._now)
         if again:
             return self._wait(pause, failure.detail)

@@ -118,7 +118,8 @@ def decode(value: bytes, *, origin: str, default_id: str, source: Source | None 
     tree = load_json(value)
     if not isinstance(tree, dict):
         raise InputError("invalid", f"a job is a JSON object, not {_kind(tree)}")
-    if trees.deeper(tree, trees.DEPTH):  # all else that makes a tree unfit can't come out of JSON
+    # All else that makes a tree unfit can't come out of JSON, and without enough brackets nothing is deep.
+    if value.count(b"[") + value.count(b"{") > trees.DEPTH and trees.deeper(tree, trees.DEPTH):
         raise InputError("invalid", f"nested deeper than {trees.DEPTH} levels")
     return _job(tree if source is None else _foreign(tree, source, task), origin, default_id)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
-from tests.support.fake_models import FakeRequest
+from tests.support.fake_models import FakeRequest, JournalEntry
 from tests.support.fake_process import FakeProcess
 from tests.support.rig import (
     ESCALATIONS,
@@ -79,8 +79,8 @@ async def run(
         f"published by {by}; {len(texts) / jobs_seconds:.0f} jobs/s to results or escalations, "
         f"{len(doubts) / seconds:.0f} escalations/s, start of the worker included"
     )
-    entries = [entry for fake in fakes for entry in fake.entries()]
-    report = await rig.report(seed=SEED, entries=entries, id_of=id_of)
+    cheap, dear = (fake.entries() for fake in fakes)
+    report = await rig.report(seed=SEED, entries=[*cheap, *dear], id_of=id_of)
     assert report.holds, report
     # Nobody was killed, so there is no duplicate to allow for.
     assert report.duplicates.raw == 0
@@ -93,13 +93,12 @@ async def run(
             assert (outcome["escalated"], tried) == ("uncertain", ["cheap", "frontier"])
         else:
             assert (outcome["escalated"], tried) == (None, ["cheap"])
-    money(seen, fakes, everybody, doubts)
+    assert (len(cheap), len(dear)) == (len(everybody), len(doubts))
+    money(seen, cheap, dear)
 
 
-def money(seen: Outgoing, fakes: Fakes, everybody: set[str], doubts: set[str]) -> None:
+def money(seen: Outgoing, cheap: list[JournalEntry], frontier: list[JournalEntry]) -> None:
     """The ledger is the metered tokens times the price, to the pico-dollar: in all, and for each model."""
-    cheap, frontier = (fake.entries() for fake in fakes)
-    assert (len(cheap), len(frontier)) == (len(everybody), len(doubts))
     assert any(entry.metered and entry.metered.input_cache_read for entry in cheap)
     assert any(entry.metered and entry.metered.input_cache_write_5m for entry in frontier)
     spent: Counter[str] = Counter()

@@ -123,6 +123,7 @@ class Outgoing:
 
     def __init__(self) -> None:
         self.by_topic: dict[str, list[Seen]] = defaultdict(list)
+        self._bodies: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._ids: dict[str, set[str]] = defaultdict(set)
         self._read = 0
 
@@ -131,7 +132,9 @@ class Outgoing:
         for record in records[self._read :]:
             self.by_topic[record.topic].append(record)
             if record.topic != DEAD_LETTERS:
-                self._ids[record.topic].add(body(record)["job_id"])
+                tree = body(record)
+                self._bodies[record.topic].append(tree)
+                self._ids[record.topic].add(tree["job_id"])
         self._read = len(records)
         return self
 
@@ -143,7 +146,8 @@ class Outgoing:
         return set().union(*(self._ids[topic] for topic in topics))
 
     def bodies(self, *topics: str) -> list[dict[str, Any]]:
-        return [body(record) for topic in topics for record in self.by_topic[topic]]
+        """The JSON of the records seen on these topics, in their order; not of dead letters."""
+        return [tree for topic in topics for tree in self._bodies[topic]]
 
 
 def body(record: Seen) -> dict[str, Any]:

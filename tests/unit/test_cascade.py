@@ -15,7 +15,7 @@ from sluiceway.core.errors import Bug
 from sluiceway.core.health import Health
 from sluiceway.core.outcome import Escalation, RefusalReason, Result, Review, ReviewReason, Status
 from sluiceway.core.task import Kind
-from sluiceway.core.trail import EscalationReason, VerdictKind, Waited
+from sluiceway.core.trail import Attempt, EscalationReason, Routed, VerdictKind, Waited
 
 LOCAL = {"api": "local", "file": "student.skops", "tier": "local"}
 
@@ -466,6 +466,26 @@ def test_hung_cheap_calls_leave_the_reference_its_time() -> None:
     assert isinstance(done.record, Escalation)
     assert done.record.reason is EscalationReason.FAILED
     assert done.record.trail.remaining >= 28.0
+
+
+def test_the_trail_keeps_the_conditions_that_may_have_turned_a_decision() -> None:
+    """Start, reply and wake each with theirs; nothing where nothing was unusual."""
+    calm = climb(plan(), job(), by_model(cheap=reply(p=0.1)))
+    routed, attempt = calm.record.trail.steps
+    assert isinstance(routed, Routed)
+    assert not {"out_until", "may_fail", "day_left_picousd"} & set(routed.facts)
+    assert isinstance(attempt, Attempt)
+    assert attempt.conditions is None
+    seen = Conditions({"cheap": Health(p95=2.0, out_until=1002.0)}, day_left=10**12, may_fail=False)
+    waited = climb(plan(), job(), by_model(cheap=reply()), conditions=seen)
+    routed, wait, attempt = waited.record.trail.steps
+    assert isinstance(routed, Routed)
+    assert isinstance(wait, Waited)
+    assert isinstance(attempt, Attempt)
+    budget = {"day_left_picousd": 10**12, "may_fail": False}
+    assert routed.facts.items() >= {"p95": {"cheap": 2.0}, "out_until": {"cheap": 1002.0}, **budget}.items()
+    assert (wait.at, wait.until, wait.ended) == (1000.0, 1002.0, 1002.0)
+    assert wait.conditions == attempt.conditions == budget
 
 
 def test_steps_are_counted_rung_by_rung() -> None:

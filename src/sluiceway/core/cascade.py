@@ -17,8 +17,8 @@ from sluiceway.core import score as scores
 from sluiceway.core.answer import Answer, Malformed
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request
 from sluiceway.core.coin import Purpose
+from sluiceway.core.conditions import Conditions as Conditions
 from sluiceway.core.errors import Bug
-from sluiceway.core.health import Health
 from sluiceway.core.job import Job
 from sluiceway.core.outcome import Escalation, RefusalReason, Result, Review, ReviewReason
 from sluiceway.core.plan import Plan
@@ -42,19 +42,6 @@ class State(StrEnum):
     SCORING = "scoring"  # the local classifier that judges an answer is awaited
     WAITING = "waiting"
     DONE = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """What the world looks like at one instant. `day_left`: pico-dollars of the task's day, None where unbounded.
-
-    `may_fail`: whether `failed_share` lets another failed job escalate.
-    """
-
-    health: Mapping[str, Health]
-    day_left: int | None = None
-    may_fail: bool = True
-    language: str = "und"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +104,7 @@ class Cascade:
     def receive(self, event: Event, now: float, conditions: Conditions) -> Ask:
         """What to do next. Raises Bug for an event that this state can't have."""
         self._now, self._conditions = now, conditions
+        self._record.tick(now, conditions)
         ask = TABLE[self.state, type(event)](self, event)
         self.state = _STATE_AFTER.get(type(ask), self.state)
         return ask
@@ -133,11 +121,11 @@ class Cascade:
             self._facts = replace(self._facts, language=self._conditions.language)
         left = plan.task.deadline if self._resumed is None else self._resumed.trail.remaining
         self._deadline = now + left
-        self._record.begin(now, self._deadline)
+        self._record.begin(self._deadline)
         if job.expires_at is not None and job.expires_at <= now:
             return self._refuse(RefusalReason.EXPIRED, "its expires_at has passed")
         route = plan.router.plan(job, self._facts, self._conditions.health, now, left)
-        self._record.routed(route, self._facts, self._conditions.health, self._conditions.day_left, now)
+        self._record.routed(route, self._facts)
         if isinstance(route, NoRoute):
             return self._refuse(route.reason, route.detail)
         reference = plan.task.reference.model
@@ -178,7 +166,7 @@ class Cascade:
         self._fuel -= 1
         self._tries += 1
         self.state = State.CALLING
-        self._record.called(rung.model, facts, now)
+        self._record.called(rung.model, facts)
         # A permit may be waited for while what follows keeps its time; the call itself ends by the model's time-out.
         deadline = min(self._deadline, max(now + model.timeout, self._latest()))
         logprobs = self.plan.wants_logprobs(self.plan.task.gate_of(rung))
@@ -221,7 +209,7 @@ class Cascade:
         if answer is not None:
             self._drawn.setdefault(answer.compared, answer)
         if len(self._draws) < gate.votes and self._fuel > 0 and self._now < self._deadline:
-            self._record.replied(reply, answer, None, VerdictKind.RETRY, "vote", self._now)
+            self._record.replied(reply, answer, None, VerdictKind.RETRY, "vote")
             self._tries = 0
             return self._call()
         score, winner = scores.from_votes(gate, self._draws)
@@ -256,7 +244,7 @@ class Cascade:
 
     def _judged(self, verdict: gates.Verdict, reply: Reply, answer: Answer | None, score: Score | None) -> Ask:
         reason = verdict.reason.value if verdict.reason else None
-        self._record.replied(reply, answer, score, verdict.kind, reason, self._now)
+        self._record.replied(reply, answer, score, verdict.kind, reason)
         if verdict.kind is VerdictKind.ACCEPT and answer is not None:
             return self._deliver(answer, reply, score)
         if verdict.held:
@@ -284,7 +272,7 @@ class Cascade:
         pause = self._pause(self._tries - 1, failure.retry_after)
         again = not final and self._tries < self.plan.task.retries.tries and self._leaves_time(pause) and self._fuel > 1
         others = self._fuel > 0 and self._endpoint + 1 < len(self.plan.models[self._rung.model].endpoints)
-        self._record.failed(failure, VerdictKind.RETRY if again or others else VerdictKind.ESCALATE, self._now)
+        self._record.failed(failure, VerdictKind.RETRY if again or others else VerdictKind.ESCALATE)
         if again:
             return self._wait(pause, failure.detail)
         if others:
@@ -334,10 +322,11 @@ class Cascade:
         until = min(self._now + seconds, self._deadline)
         self._waits += 1
         self._fuel -= 1
-        self._record.waited(self._now, until, reason)
+        self._record.waited(until, reason)
         return Wait(until)
 
     def _woke(self, _event: Woke) -> Ask:
+        self._record.woke()
         return self._call()
 
     # -- finish --------------------------------------------------------------------------------------------------
@@ -354,16 +343,16 @@ class Cascade:
             self._text, reply.text
         )
         propensity = share if sampled else None
-        return Finish(self._record.answered(self._rung.model, answer, score, reference_cost, propensity, self._now))
+        return Finish(self._record.answered(self._rung.model, answer, score, reference_cost, propensity))
 
     def _hand_on(self, reason: EscalationReason, detail: str | None) -> Ask:
-        return Finish(self._record.escalation(reason, detail, self._now))
+        return Finish(self._record.escalation(reason, detail))
 
     def _refuse(self, reason: RefusalReason, detail: str) -> Ask:
-        return Finish(self._record.refused(reason, detail, self._now))
+        return Finish(self._record.refused(reason, detail))
 
     def _review(self, reason: ReviewReason, detail: str) -> Ask:
-        return Finish(self._record.review(reason, detail, self._now))
+        return Finish(self._record.review(reason, detail))
 
     def _never(self, event: Event) -> Ask:
         raise Bug(f"{type(event).__name__} can't reach a cascade that is {self.state.value}")

@@ -9,8 +9,8 @@ from sluiceway.core import ledger
 from sluiceway.core.answer import Answer
 from sluiceway.core.call import Failure, Reply
 from sluiceway.core.catalog import CLEARANCE_NAMES, LEVEL_NAMES
+from sluiceway.core.conditions import Conditions
 from sluiceway.core.errors import Bug
-from sluiceway.core.health import Health
 from sluiceway.core.job import Job
 from sluiceway.core.outcome import (
     BAR_NOT_PROVED,
@@ -48,19 +48,23 @@ class Recorder:
         self._plan, self._job, self._role, self._resumed = plan, job, role, resumed
         self._steps: list[Step] = [] if resumed is None else list(resumed.trail.steps)
         self._replies = sum(len((attempt.reply or "").encode()) for attempt in resumed.trail.attempts) if resumed else 0
+        self._now = 0.0
+        self._conditions = Conditions({})
         self._taken_at = 0.0
         self._deadline = 0.0
         self._called: tuple[str, PromptFacts, float] | None = None
         self._distributions: dict[str, Mapping[str, float]] = {}
         self.spent = 0 if resumed is None else resumed.trail.cost_picousd  # pico-dollars
 
-    def begin(self, now: float, deadline: float) -> None:
-        self._taken_at = now if self._resumed is None else self._resumed.trail.taken_at
+    def tick(self, now: float, conditions: Conditions) -> None:
+        """An event came at `now`: what is recorded until the next one is decided under `conditions`."""
+        self._now, self._conditions = now, conditions
+
+    def begin(self, deadline: float) -> None:
+        self._taken_at = self._now if self._resumed is None else self._resumed.trail.taken_at
         self._deadline = deadline
 
-    def routed(
-        self, route: Route | NoRoute, facts: Facts, health: Mapping[str, Health], day_left: int | None, now: float
-    ) -> None:
+    def routed(self, route: Route | NoRoute, facts: Facts) -> None:
         known: dict[str, Any] = {
             "tokens": facts.tokens,
             "chars": facts.chars,
@@ -74,15 +78,17 @@ class Recorder:
         }
         if facts.language != "und":
             known["language"] = facts.language
-        if day_left is not None:
-            known["day_left_picousd"] = day_left
-        seen = [rung.model for rung in self._plan.task.ladder if rung.model in health]
-        if seen:
-            known["health"] = {name: {"p95": health[name].p95, "out_until": health[name].out_until} for name in seen}
+        known |= self._conditions.unusual(self._now) or {}
+        health = self._conditions.health
+        p95 = {rung.model: health[rung.model].p95 for rung in self._plan.task.ladder if rung.model in health}
+        if p95:
+            known["p95"] = p95
         models = tuple([rung.model for rung in route.rungs]) if isinstance(route, Route) else ()
         rule = route.rule if isinstance(route, Route) else None
         reason = route.detail if isinstance(route, NoRoute) else None
-        self._steps.append(Routed(now, self._role, self._plan.digest, models, route.left_out, rule, known, reason))
+        self._steps.append(
+            Routed(self._now, self._role, self._plan.digest, models, route.left_out, rule, known, reason)
+        )
 
     def leave_out(self, model: str, reason: str) -> None:
         """A planned rung turned out not to fit: the last route says so."""
@@ -96,21 +102,23 @@ class Recorder:
                 )
                 return
 
-    def waited(self, now: float, until: float, reason: str) -> None:
-        self._steps.append(Waited(now, until, reason))
+    def waited(self, until: float, reason: str) -> None:
+        self._steps.append(Waited(self._now, until, reason))
 
-    def called(self, model: str, prompt: PromptFacts, now: float) -> None:
+    def woke(self) -> None:
+        """The wait is over: the last step says when and under which conditions the job went on."""
+        step = self._steps[-1]
+        if not isinstance(step, Waited):
+            raise Bug("a job woke that did not wait")
+        seen = self._conditions.unusual(self._now)
+        self._steps[-1] = Waited(step.at, step.until, step.reason, self._now, seen)
+
+    def called(self, model: str, prompt: PromptFacts) -> None:
         """A call goes out; `replied` or `failed` will say what came of it."""
-        self._called = model, prompt, now
+        self._called = model, prompt, self._now
 
     def replied(
-        self,
-        reply: Reply,
-        answer: Answer | None,
-        score: Score | None,
-        verdict: VerdictKind,
-        reason: str | None,
-        now: float,
+        self, reply: Reply, answer: Answer | None, score: Score | None, verdict: VerdictKind, reason: str | None
     ) -> None:
         text, sha256 = bounded_reply(reply.text, self._replies)
         self._replies += 0 if text is None else len(text.encode())
@@ -118,7 +126,6 @@ class Recorder:
             reply,
             verdict,
             reason,
-            now,
             model_served=reply.model_served,
             response_id=reply.response_id,
             answer=None if answer is None else answer.value,
@@ -131,14 +138,12 @@ class Recorder:
         if reply.distribution is not None:
             self._distributions[attempt.model] = reply.distribution
 
-    def failed(self, failure: Failure, verdict: VerdictKind, now: float) -> None:
+    def failed(self, failure: Failure, verdict: VerdictKind) -> None:
         what = f"{failure.kind.value}: {failure.detail}"
         reason = EscalationReason.FAILED.value
-        self._attempt(failure, verdict, reason, now, failure=what, retry_after=failure.retry_after)
+        self._attempt(failure, verdict, reason, failure=what, retry_after=failure.retry_after)
 
-    def _attempt(
-        self, event: Reply | Failure, verdict: VerdictKind, reason: str | None, now: float, **facts: Any
-    ) -> Attempt:
+    def _attempt(self, event: Reply | Failure, verdict: VerdictKind, reason: str | None, **facts: Any) -> Attempt:
         if self._called is None:
             raise Bug("a reply came to a call that was not recorded")
         model, prompt, at = self._called
@@ -146,7 +151,7 @@ class Recorder:
             model=model,
             tier=self._plan.models[model].tier,
             at=at,
-            seconds=max(0.0, now - at),
+            seconds=max(0.0, self._now - at),
             verdict=verdict,
             reason=reason,
             policy=self._plan.digest,
@@ -154,6 +159,7 @@ class Recorder:
             usage=event.usage,
             cost_picousd=ledger.cost(event.usage, self._plan.price(model)),
             prompt=prompt,
+            conditions=self._conditions.unusual(self._now),
             **facts,
         )
         self.spent += attempt.cost_picousd
@@ -171,15 +177,15 @@ class Recorder:
         """What local model `model` already said of this job."""
         return self._distributions.get(model)
 
-    def trail(self, now: float) -> Trail:
-        return Trail(self._job.origin, self._taken_at, max(0.0, self._deadline - now), tuple(self._steps))
+    def trail(self) -> Trail:
+        return Trail(self._job.origin, self._taken_at, max(0.0, self._deadline - self._now), tuple(self._steps))
 
     def answered(
-        self, model: str, answer: Answer, score: Score | None, reference_cost: int, propensity: float | None, now: float
+        self, model: str, answer: Answer, score: Score | None, reference_cost: int, propensity: float | None
     ) -> Result:
         job = self._job
         return Result(
-            **self._common(now),
+            **self._common(),
             status=Status.ANSWERED,
             answer=answer.value,
             model=model,
@@ -190,26 +196,26 @@ class Recorder:
             sampled=None if propensity is None else Sampled(propensity, self._published(job)),
         )
 
-    def refused(self, reason: RefusalReason, detail: str, now: float) -> Result:
-        return Result(**self._common(now), status=Status.REFUSED, reason=reason, detail=detail)
+    def refused(self, reason: RefusalReason, detail: str) -> Result:
+        return Result(**self._common(), status=Status.REFUSED, reason=reason, detail=detail)
 
-    def review(self, reason: ReviewReason, detail: str, now: float) -> Review:
+    def review(self, reason: ReviewReason, detail: str) -> Review:
         candidates = tuple(
             Candidate(step.model, step.answer, step.score.value if step.score else None, step.verdict.value)
             for step in self._steps
             if isinstance(step, Attempt) and step.answer is not None
         )
         return Review(
-            **self._common(now), reason=reason, detail=detail, job=self._published(self._job), candidates=candidates
+            **self._common(), reason=reason, detail=detail, job=self._published(self._job), candidates=candidates
         )
 
-    def escalation(self, reason: EscalationReason, detail: str | None, now: float) -> Escalation:
+    def escalation(self, reason: EscalationReason, detail: str | None) -> Escalation:
         job = self._job
         return Escalation(
-            job.id, job.round, job.task, reason, self._plan.digest, self.trail(now), self._published(job), detail
+            job.id, job.round, job.task, reason, self._plan.digest, self.trail(), self._published(job), detail
         )
 
-    def _common(self, now: float) -> dict[str, Any]:
+    def _common(self) -> dict[str, Any]:
         job = self._job
         return {
             "outcome_id": outcome_id(job.id, job.round),
@@ -218,8 +224,8 @@ class Recorder:
             "task": job.task,
             "tenant": job.tenant,
             "policy": self._plan.digest,
-            "finished_at": now,
-            "trail": self.trail(now),
+            "finished_at": self._now,
+            "trail": self.trail(),
             "cost_picousd": self.spent,
             "cost_usd": ledger.usd(self.spent),
             "escalated": None if self._resumed is None else self._resumed.reason,

@@ -65,7 +65,10 @@ class PromptFacts:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call to one model. `at` is epoch seconds, `seconds` its duration, `cost_picousd` pico-dollars."""
+    """One call to one model. `at` is epoch seconds, `seconds` its duration, `cost_picousd` pico-dollars.
+
+    `conditions`: what was known when it ended and may have turned the next decision, null where nothing was unusual.
+    """
 
     model: str
     tier: str
@@ -88,6 +91,7 @@ class Attempt:
     usage: Usage = field(default_factory=Usage)
     cost_picousd: int = 0
     prompt: PromptFacts | None = None
+    conditions: Mapping[str, Any] | None = None
     step: Literal["attempt"] = "attempt"
 
 
@@ -108,11 +112,13 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class Waited:
-    """The job waited: from `at` to `until`, because of `reason`."""
+    """The job waited: from `at` to `until`, because of `reason`. `ended` is when it did go on, under `conditions`."""
 
     at: float
     until: float
     reason: str
+    ended: float | None = None
+    conditions: Mapping[str, Any] | None = None
     step: Literal["waited"] = "waited"
 
 

@@ -148,6 +148,19 @@ async def test_jobs_pass_over_a_secured_listener(secured_kafka: ApacheKafka, kin
     assert sorted(await world.read()) == ids(50)
 
 
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+async def test_compressed_jobs_are_read_and_results_are_compressed_as_told(
+    apache_kafka: ApacheKafka, compression: str
+) -> None:
+    world = World(apache_kafka.bootstrap)
+    await world.make()
+    await world.publish(ids(50), compression=compression)
+    world.connection = world.connection.replaced(compression_type=compression)
+    async with world.publisher() as publisher, world.role(Works(world.results), publisher) as role:
+        await until(lambda: role.stats().settled == 50)
+    assert sorted(await world.read()) == ids(50)
+
+
 async def test_a_wrong_password_is_told_without_it(secured_kafka: ApacheKafka) -> None:
     pairs = ["security.protocol=SASL_PLAINTEXT", "sasl.username=alice", "sasl.password=hunter2"]
     with pytest.raises(InputError, match="Mend") as caught:

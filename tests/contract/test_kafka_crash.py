@@ -165,3 +165,26 @@ async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(tmp_path: Pa
         assert set(await world.read()) == set(jobs)
     finally:
         await asyncio.to_thread(kafka.stop)
+
+
+async def test_a_second_live_owner_of_an_instance_name_stops_with_a_message_and_the_first_goes_on(world: World) -> None:
+    await world.publish(ids(500))
+    async with world.publisher() as publisher:
+        works = Works(world.results)
+        async with world.role(works, publisher, instance="worker-0") as first:
+            await until(lambda: first.stats().settled == 500)
+            # The elder's first minute is over as far as it knows.
+            first._first_joined -= 100.0
+            async with world.role(Works(world.results), publisher, instance="worker-0") as twin:
+                async with asyncio.timeout(40):
+                    error = await twin.failed()
+                assert isinstance(error, InputError)
+                assert error.reason == "instance"
+                assert "worker-0" in error.detail
+            await world.publish(ids(100, first=500))
+
+            async def all_done() -> bool:
+                return set(await world.read()) == set(ids(600))
+
+            await until(all_done, what="the first goes on")
+            assert not first._failed.done()

@@ -109,9 +109,17 @@ class World:
         finally:
             await admin.close()
 
-    async def publish(self, values: Iterable[bytes], *, key: Callable[[bytes], bytes] = lambda value: value) -> None:
+    async def publish(
+        self,
+        values: Iterable[bytes],
+        *,
+        key: Callable[[bytes], bytes] = lambda value: value,
+        compression: str | None = None,
+    ) -> None:
         """Returns when all are acked."""
-        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, acks="all", max_batch_size=1 << 17)
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self.bootstrap, acks="all", max_batch_size=1 << 17, compression_type=compression
+        )
         await producer.start()
         try:
             acks = [await producer.send(self.jobs, value, key=key(value)) for value in values]

@@ -44,6 +44,7 @@ def test_every_name_has_its_variable_and_no_two_share_one() -> None:
         (["session.timeout.ms=0"], "from 1"),
         (["enable.ssl.certificate.verification=maybe"], "true or false"),
         (["security.protocol=TLS"], "SASL_SSL"),
+        (["compression.type=zip"], "lz4"),
         (["security.protocol=SASL_SSL", "sasl.mechanism=GSSAPI"], "SCRAM-SHA-256"),
         (["security.protocol=SASL_PLAINTEXT", "sasl.username=me"], "sasl.password"),
         (["sasl.username=me", "sasl.password=pw"], "would not be used"),

@@ -10,28 +10,27 @@ Nothing here waits without a bound. `failed()` says why a role can't go on; the 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 
-from sluiceway.core.errors import Bug, InputError
-from sluiceway.core.stream import Order, Partition, Stream, Taken
+from sluiceway.core.errors import InputError
+from sluiceway.core.stream import Partition, Stream
 from sluiceway.kafka.agents import Batch, Intake
 from sluiceway.kafka.app import Duties, RoleApp
 from sluiceway.kafka.committer import Committer
 from sluiceway.kafka.fetch import FetchLoop
 from sluiceway.kafka.group import Group, UnansweredError
+from sluiceway.kafka.jobs import Oversize, RunningJobs
 from sluiceway.kafka.meter import Meter, NoMeter
-from sluiceway.kafka.publish import Publisher, TooLarge
+from sluiceway.kafka.publish import Publisher
 from sluiceway.kafka.role import RoleSettings, RoleStats
 from sluiceway.kafka.security import Connection
 from sluiceway.kafka.start import Opening, openings
 from sluiceway.kafka.topics import sizes
-from sluiceway.ports import Outgoing, Record, Work
+from sluiceway.ports import Work
 
 __all__ = ["Oversize", "RoleConsumer", "RoleSettings", "RoleStats"]
 
-Oversize = Callable[[Record, Outgoing, TooLarge], Outgoing]
-"""What to publish instead of a record that does not fit its topic: a dead letter."""
+_TWIN_WINDOW = 60.0  # seconds
 
 
 class _Parts:
@@ -60,23 +59,18 @@ class RoleConsumer:
     ) -> None:
         self.settings = settings
         self._connection = connection
-        self._work = work
         self._publisher = publisher
         self._meter: Meter = meter or NoMeter()
-        self._oversize = oversize
         self._loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[BaseException] = self._loop.create_future()
-        self._finished: asyncio.Future[None] = self._loop.create_future()
         self._stream = Stream(settings.limits)
         self._parts: _Parts | None = None
         self._joined = False
+        self._first_joined = 0.0
+        self._thrown_out: list[float] = []  # when we were no member any more though we had not left
         self._stopping = False
         self._opening: asyncio.Task[None] | None = None
-        self._running: dict[Taken, asyncio.Task[None] | None] = {}  # None: its outgoing record waits for its ack
-        self._detached: dict[tuple[str, int, int], Taken] = {}
-        self._swept = False
-        self._settled: Counter[str] = Counter()
-        self._drains: list[tuple[asyncio.Future[None], list[Partition]]] = []
+        self._jobs = RunningJobs(self._stream, work, publisher, settings, self._meter, oversize, self._fail, self._wake)
 
     def __repr__(self) -> str:
         return f"<RoleConsumer {self.settings.group} running={self._stream.running} queued={self._stream.queued}>"
@@ -120,13 +114,14 @@ class RoleConsumer:
         self._stream.drain()
         parts.fetch.stop()
         # A publisher that has failed acks nothing any more: then there is nothing to wait for.
-        clean = await self._drained(self._stream.partitions(), 0.0 if self._publisher.failed_now else end - reserve)
+        clean = await self._jobs.drained(
+            self._stream.partitions(), 0.0 if self._publisher.failed_now else end - reserve
+        )
         clean = await parts.committer.now(end - reserve / 2) and clean
         if self._opening is not None:
             self._opening.cancel()
         self._stream.revoke(self._stream.partitions())
-        for task in [task for task in self._running.values() if task is not None]:
-            task.cancel()
+        self._jobs.cancel()
         clean = await parts.group.stop(max(0.1, (end - self._loop.time()) * 0.7)) and clean
         stop = asyncio.ensure_future(parts.app.stop())
         done, _ = await asyncio.wait([stop], timeout=max(0.1, end - self._loop.time()))
@@ -141,7 +136,7 @@ class RoleConsumer:
 
     async def finished(self) -> None:
         """Waits until `Limits.limit` jobs were taken and all of them are settled. For ever without a limit."""
-        await asyncio.shield(self._finished)
+        await asyncio.shield(self._jobs.finished)
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -175,7 +170,7 @@ class RoleConsumer:
         return RoleStats(
             running=stream.running,
             queued=stream.queued,
-            detached=len(self._detached),
+            detached=self._jobs.detached,
             taken=stream.taken,
             settled=stream.settled,
             lag=lag,
@@ -201,20 +196,38 @@ class RoleConsumer:
             self._parts.committer.due()
 
     def _revoking(self, partitions: list[Partition]) -> Coroutine[None, None, None]:
+        if self.settings.instance is not None:
+            self._suspect_a_twin()
         # Called in the rebalance callback itself: no record of these can be taken or started any more.
         self._stream.drain(self._stream.partitions())
         if self._opening is not None:
             self._opening.cancel()
         return self._revoked(partitions)
 
+    def _suspect_a_twin(self) -> None:
+        """Two live members of one name take it from each other each second, and nobody is told; the newer one stops."""
+        if self._parts is None or self._parts.group.generation != -1 or not self._joined:
+            return  # an ordinary rebalance: we are still a member
+        now = self._loop.time()
+        self._thrown_out = [*(at for at in self._thrown_out if now - at < _TWIN_WINDOW), now]
+        newer = now - self._first_joined < _TWIN_WINDOW
+        if len(self._thrown_out) >= (2 if newer else 8):
+            self._fail(
+                InputError(
+                    "instance",
+                    f"group {self.settings.group}: another live worker runs as --instance {self.settings.instance}, and"
+                    " the two take its partitions from each other. Mend: give each worker a name of its own",
+                )
+            )
+
     async def _revoked(self, partitions: list[Partition]) -> None:
         begin = self._loop.time()
         end = begin + self.settings.revoke_budget
         held = self._stream.partitions()
-        drained = await self._drained(held, begin + self.settings.revoke_budget * 0.7)
+        drained = await self._jobs.drained(held, begin + self.settings.revoke_budget * 0.7)
         committed = self._parts is not None and await self._parts.committer.now(end)
         self._stream.revoke(held)
-        left = self._part()
+        left = self._jobs.part()
         if partitions:
             self._meter.notice(
                 "revoked",
@@ -226,20 +239,9 @@ class RoleConsumer:
                 seconds=round(self._loop.time() - begin, 3),
             )
 
-    def _part(self) -> int:
-        """What still runs of ended epochs: detached, or cancelled where an order of work forbids it to go on."""
-        gone = [job for job in self._running if job.held.gone]
-        for job in gone:
-            task = self._running[job]
-            if self.settings.limits.order is not Order.NONE and task is not None:
-                task.cancel()
-                del self._running[job]
-            else:
-                partition = job.held.partition
-                self._detached[partition.topic, partition.partition, job.record.offset] = job
-        return len(gone)
-
     def _assigned(self, partitions: list[Partition]) -> None:
+        if not self._joined:
+            self._first_joined = self._loop.time()
         self._joined = True
         if self._parts is None or self._stopping:
             return
@@ -284,107 +286,11 @@ class RoleConsumer:
             taken = self._stream.fetched(batch.partition, batch.epoch, batch.records, batch.position, now)
             if taken:
                 self._meter.taken(self.settings.group, batch.partition.topic, taken)
-        self._start_jobs(now)
+        self._jobs.start(now)
 
-    def _start_jobs(self, now: float) -> None:
-        running = self._running
-        for job in self._stream.start(now):
-            if self._detached:
-                partition = job.held.partition
-                joined = self._detached.pop((partition.topic, partition.partition, job.record.offset), None)
-                if joined is not None:
-                    joined.held = job.held  # it came back while its call still runs
-                    joined.size = job.size
-                    continue
-            task = self._loop.create_task(self._run(job))
-            running[job] = task
-
-    # -- one job ------------------------------------------------------------------------------------------------
-
-    async def _run(self, job: Taken) -> None:
-        record = job.record
-        assert isinstance(record, Record)  # noqa: S101  we made it
-        try:
-            outgoing = await self._work(record)
-            if job.held.gone:
-                self._drop(job)
-                return
-            self._running[job] = None
-            if outgoing is None:
-                self._settle(job)
-            else:
-                self._publisher.submit(outgoing, self._acked, job)
-        except Exception as error:  # noqa: BLE001  top of the task: the worker stops with the record unsettled
-            self._give_up(job, error)
-
-    def _acked(self, job: Taken, outgoing: Outgoing, result: TooLarge | None) -> None:
-        if result is None:
-            self._settle(job)
-            return
-        if self._oversize is None or result.topic != outgoing.topic:
-            self._give_up(
-                job, Bug(f"a record of {result.size} bytes does not fit {result.topic} ({result.limit} bytes)")
-            )
-            return
-        assert isinstance(job.record, Record)  # noqa: S101  we made it
-        instead = self._oversize(job.record, outgoing, result)
-        if instead.topic == outgoing.topic:
-            self._give_up(
-                job, Bug(f"a record of {result.size} bytes does not fit {result.topic}, nor does what replaces it")
-            )
-            return
-        self._publisher.submit(instead, self._acked, job)
-
-    def _give_up(self, job: Taken, error: BaseException) -> None:
-        """The role ends with this job unsettled."""
-        self._stream.abandon(job)
-        self._drop(job)
-        self._fail(error)
-        self._sweep()
-
-    def _settle(self, job: Taken) -> None:
-        if self._stream.settle(job, self._loop.time()):
-            self._settled[job.held.partition.topic] += 1
-            del self._running[job]
-        else:
-            self._drop(job)
-        if not self._swept:
-            self._swept = True
-            self._loop.call_soon(self._sweep)
-
-    def _drop(self, job: Taken) -> None:
-        """A job of an ended epoch is done: nothing of it counts."""
-        self._running.pop(job, None)
-        partition = job.held.partition
-        self._detached.pop((partition.topic, partition.partition, job.record.offset), None)
-
-    def _sweep(self) -> None:
-        """Once for all that was settled in one turn of the loop."""
-        self._swept = False
-        for topic, count in self._settled.items():
-            self._meter.settled(self.settings.group, topic, count)
-        self._settled.clear()
-        self._start_jobs(self._loop.time())
+    def _wake(self) -> None:
         if self._parts is not None:
             self._parts.fetch.wake()
-        for future, partitions in self._drains:
-            if not future.done() and not self._stream.running_in(partitions):
-                future.set_result(None)
-        if self._stream.exhausted and not self._finished.done():
-            self._finished.set_result(None)
-
-    async def _drained(self, partitions: list[Partition], until: float) -> bool:
-        """True if nothing runs there any more before `until`."""
-        if not self._stream.running_in(partitions):
-            return True
-        future: asyncio.Future[None] = self._loop.create_future()
-        entry = (future, partitions)
-        self._drains.append(entry)
-        try:
-            await asyncio.wait([future], timeout=max(0.0, until - self._loop.time()))
-        finally:
-            self._drains.remove(entry)
-        return future.done()
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ _NUMBERS = {  # default, lowest, highest
     "queue.buffering.max.ms": (0, 0, 900_000),
     "batch.size": (65_536, 1, 2_147_483_647),
 }
+_COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 _PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
 NAMES = tuple(sorted(_TEXT | _FLAGS | set(_NUMBERS) | set(_ALIASES)))
@@ -249,6 +250,9 @@ def _checked(settings: Mapping[str, str]) -> Connection:
                 raise fail(f"{name}={value}: not a whole number from {low} to {high}. Mend: give one")
         elif name in _FLAGS and value.lower() not in ("true", "false"):
             raise fail(f"{name}={value}: Mend: true or false")
+    compression = settings.get("compression.type", "none")
+    if compression not in _COMPRESSIONS:
+        raise fail(f"compression.type={compression}: Mend: one of {', '.join(_COMPRESSIONS)}")
     connection = Connection(dict(settings))
     if connection.protocol not in _PROTOCOLS:
         raise fail(f"security.protocol={connection.protocol}: Mend: one of {', '.join(_PROTOCOLS)}")

@@ -1,0 +1,172 @@
+"""The jobs of one role that run: one task each, from its start to the settling of its offset.
+
+A job is settled by the broker's ack of its one outgoing record, never before. One whose epoch has ended runs on
+detached, and nothing of it counts: unless its partition comes back, then it is that epoch's job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from sluiceway.core.errors import Bug
+from sluiceway.core.stream import Order, Partition, Stream, Taken
+from sluiceway.kafka.meter import Meter
+from sluiceway.kafka.publish import Publisher, TooLarge
+from sluiceway.kafka.role import RoleSettings
+from sluiceway.ports import Outgoing, Record, Work
+
+Oversize = Callable[[Record, Outgoing, TooLarge], Outgoing]
+"""What to publish instead of a record that does not fit its topic: a dead letter."""
+
+
+class RunningJobs:
+    """`fail` is told what ends the role; `wake` that there may be room for more."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        work: Work,
+        publisher: Publisher,
+        settings: RoleSettings,
+        meter: Meter,
+        oversize: Oversize | None,
+        fail: Callable[[BaseException], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._stream = stream
+        self._work = work
+        self._publisher = publisher
+        self._settings = settings
+        self._meter = meter
+        self._oversize = oversize
+        self._fail = fail
+        self._wake = wake
+        self._loop = asyncio.get_running_loop()
+        self.finished: asyncio.Future[None] = self._loop.create_future()
+        self._running: dict[Taken, asyncio.Task[None] | None] = {}  # None: its outgoing record waits for its ack
+        self._detached: dict[tuple[str, int, int], Taken] = {}
+        self._swept = False
+        self._settled: Counter[str] = Counter()
+        self._drains: list[tuple[asyncio.Future[None], list[Partition]]] = []
+
+    @property
+    def detached(self) -> int:
+        """Jobs of ended epochs that still run."""
+        return len(self._detached)
+
+    def cancel(self) -> None:
+        """Nothing runs on; what was not settled stays so."""
+        for task in [task for task in self._running.values() if task is not None]:
+            task.cancel()
+
+    def part(self) -> int:
+        """What still runs of ended epochs: detached, or cancelled where an order of work forbids it to go on."""
+        gone = [job for job in self._running if job.held.gone]
+        for job in gone:
+            task = self._running[job]
+            if self._settings.limits.order is not Order.NONE and task is not None:
+                task.cancel()
+                del self._running[job]
+            else:
+                partition = job.held.partition
+                self._detached[partition.topic, partition.partition, job.record.offset] = job
+        return len(gone)
+
+    def start(self, now: float) -> None:
+        running = self._running
+        for job in self._stream.start(now):
+            if self._detached:
+                partition = job.held.partition
+                joined = self._detached.pop((partition.topic, partition.partition, job.record.offset), None)
+                if joined is not None:
+                    joined.held = job.held  # it came back while its call still runs
+                    joined.size = job.size
+                    continue
+            task = self._loop.create_task(self._run(job))
+            running[job] = task
+
+    async def _run(self, job: Taken) -> None:
+        record = job.record
+        assert isinstance(record, Record)  # noqa: S101  we made it
+        try:
+            outgoing = await self._work(record)
+            if job.held.gone:
+                self._drop(job)
+                return
+            self._running[job] = None
+            if outgoing is None:
+                self._settle(job)
+            else:
+                self._publisher.submit(outgoing, self._acked, job)
+        except Exception as error:  # noqa: BLE001  top of the task: the worker stops with the record unsettled
+            self._give_up(job, error)
+
+    def _acked(self, job: Taken, outgoing: Outgoing, result: TooLarge | None) -> None:
+        if result is None:
+            self._settle(job)
+            return
+        if self._oversize is None or result.topic != outgoing.topic:
+            self._give_up(
+                job, Bug(f"a record of {result.size} bytes does not fit {result.topic} ({result.limit} bytes)")
+            )
+            return
+        assert isinstance(job.record, Record)  # noqa: S101  we made it
+        instead = self._oversize(job.record, outgoing, result)
+        if instead.topic == outgoing.topic:
+            self._give_up(
+                job, Bug(f"a record of {result.size} bytes does not fit {result.topic}, nor does what replaces it")
+            )
+            return
+        self._publisher.submit(instead, self._acked, job)
+
+    def _give_up(self, job: Taken, error: BaseException) -> None:
+        """The role ends with this job unsettled."""
+        self._stream.abandon(job)
+        self._drop(job)
+        self._fail(error)
+        self._sweep()
+
+    def _settle(self, job: Taken) -> None:
+        if self._stream.settle(job, self._loop.time()):
+            self._settled[job.held.partition.topic] += 1
+            del self._running[job]
+        else:
+            self._drop(job)
+        if not self._swept:
+            self._swept = True
+            self._loop.call_soon(self._sweep)
+
+    def _drop(self, job: Taken) -> None:
+        """A job of an ended epoch is done: nothing of it counts."""
+        self._running.pop(job, None)
+        partition = job.held.partition
+        self._detached.pop((partition.topic, partition.partition, job.record.offset), None)
+
+    def _sweep(self) -> None:
+        """Once for all that was settled in one turn of the loop."""
+        self._swept = False
+        for topic, count in self._settled.items():
+            self._meter.settled(self._settings.group, topic, count)
+        self._settled.clear()
+        self.start(self._loop.time())
+        self._wake()
+        for future, partitions in self._drains:
+            if not future.done() and not self._stream.running_in(partitions):
+                future.set_result(None)
+        if self._stream.exhausted and not self.finished.done():
+            self.finished.set_result(None)
+
+    async def drained(self, partitions: list[Partition], until: float) -> bool:
+        """True if nothing runs there any more before `until`."""
+        if not self._stream.running_in(partitions):
+            return True
+        future: asyncio.Future[None] = self._loop.create_future()
+        entry = (future, partitions)
+        self._drains.append(entry)
+        try:
+            await asyncio.wait([future], timeout=max(0.0, until - self._loop.time()))
+        finally:
+            self._drains.remove(entry)
+        return future.done()

@@ -23,6 +23,7 @@ from sluiceway.core.fairqueue import FairQueue, Waits
 from sluiceway.core.retrybudget import RetryBudget
 
 _SLOWEST = 10.0  # an endpoint counts as at most this many times slower than the fastest
+_ALIKE = 0.05  # seconds; endpoints that differ by less are as fast as each other
 _LAG = 1.0  # calls by weight that an endpoint may be behind
 
 
@@ -146,7 +147,7 @@ class Permits:
         """
         others = [number for number, endpoint in enumerate(self.endpoints) if not endpoint.shut(now)]
         allowed = [number for number in others if number not in need.avoid] or others
-        fastest = min([e.latency for e in self.endpoints if e.latency], default=0.0)
+        fastest = min([e.latency for e in self.endpoints if e.latency], default=0.0) + _ALIKE
         best, least, soonest = -1, inf, inf
         for number in allowed:
             endpoint = self.endpoints[number]
@@ -154,14 +155,13 @@ class Permits:
             if waits > 0.0:
                 soonest = min(soonest, waits)
                 continue
-            slower = min(_SLOWEST, endpoint.latency / fastest) if fastest and endpoint.latency else 1.0
+            slower = min(_SLOWEST, ((endpoint.latency or 0.0) + _ALIKE) / fastest)
             load = self._had[number] + endpoint.in_flight * slower / self._weights[number]
             if load < least:
                 best, least = number, load
         if best < 0:
             return soonest
-        latency = self.endpoints[best].latency
-        slower = min(_SLOWEST, latency / fastest) if fastest and latency else 1.0
+        slower = min(_SLOWEST, ((self.endpoints[best].latency or 0.0) + _ALIKE) / fastest)
         # What an endpoint was not given while it was full or shut is not made up for in one rush.
         floor = self._had[best] - _LAG
         self._had = [max(had, floor) for had in self._had]

@@ -53,6 +53,8 @@ def should_retry(headers: Mapping[str, str]) -> bool | None:
 
 def rate_limits(headers: Mapping[str, str], now: float) -> RateLimits | None:
     """The limits that `headers` tell of, or None."""
+    if not any("ratelimit" in name.lower() for name in headers):
+        return None
     found = RateLimits(
         "anthropic",
         _limit(headers, "anthropic-ratelimit-requests-{}", now),

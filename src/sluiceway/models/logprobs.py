@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sluiceway.core.call import TokenLogprob
 
@@ -15,6 +16,29 @@ def read_logprobs(raw: object) -> list[TokenLogprob]:
     content = raw.get("content") if isinstance(raw, dict) else None
     if not isinstance(content, list):
         return []
+    try:
+        return [_as_openai(entry) for entry in content]
+    except (ValueError, TypeError, KeyError):  # another dialect, or nonsense: read with care
+        return _carefully(content)
+
+
+def _as_openai(entry: Any) -> TokenLogprob:
+    """A token in OpenAI's own form; KeyError, TypeError or ValueError for any other."""
+    logprob = entry["logprob"]
+    if type(logprob) is not float:
+        raise TypeError
+    seen = []
+    for other in entry["top_logprobs"]:
+        lower = other["logprob"]
+        if type(lower) is not float:
+            raise TypeError
+        if lower > -9999.0:
+            seen.append((bytes([*other["bytes"]]), lower if lower < 0.0 else 0.0))
+    # A list made of it: bytes of a bare number would be that many zeros.
+    return TokenLogprob(bytes([*entry["bytes"]]), logprob if logprob < 0.0 else 0.0, tuple(seen))
+
+
+def _carefully(content: list[Any]) -> list[TokenLogprob]:
     tokens = []
     for entry in content:
         token = _token(entry)

@@ -1,21 +1,24 @@
-"""One async HTTP transport for all models: the httpx API on aiohttp's connections.
+"""One async HTTP transport for all models: aiohttp's connections, or any httpx transport that a user or a test gives.
 
 It sends a POST and reads a bounded body, nothing more: no redirects, no environment proxies, no cookies, TLS verified.
 It has no time-outs of its own; the caller's deadline ends a call. The one place where the exceptions of httpx, aiohttp
-and the operating system become Failures.
+and the operating system become Failures. Our own calls go to aiohttp directly: httpx's layers cost more than all the
+rest of a call (`python -m tests.bench.endpoints`).
 """
 
 from __future__ import annotations
 
 import ssl
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import aiohttp
 import certifi
 import httpx
-from httpx_aiohttp import AiohttpTransport
+import yarl
+from multidict import CIMultiDict
 
 from sluiceway.core.call import Failure, FailureKind
 from sluiceway.core.errors import InputError
@@ -23,6 +26,15 @@ from sluiceway.core.errors import InputError
 MAX_BODY = 4_000_000  # bytes of one response, after decompression
 _KEEPALIVE = 30.0  # seconds; below the idle time-out of the usual servers and load balancers (60 s and more)
 _DNS_CACHE = 60  # seconds
+
+
+class Inflater(Protocol):
+    """zlib's own object, whose type has no public name."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,8 @@ class Target:
 
     url: httpx.URL
     headers: httpx.Headers
+    direct_url: yarl.URL
+    direct_headers: CIMultiDict[str]
 
     def __repr__(self) -> str:
         return f"Target({self.url.scheme}://{self.url.netloc.decode('ascii')})"  # headers hold the key
@@ -67,70 +81,101 @@ def target(url: str, headers: Mapping[str, str]) -> Target:
         "user-agent": "sluiceway",
         **{name.lower(): value for name, value in headers.items()},
     }
-    return Target(parsed, httpx.Headers(sent))
+    return Target(parsed, httpx.Headers(sent), yarl.URL(str(parsed), encoded=True), CIMultiDict(sent))
 
 
-def _open_inner() -> httpx.AsyncBaseTransport:
+def _open_session() -> aiohttp.ClientSession:
     context = ssl.create_default_context(cafile=certifi.where())
     context.load_default_certs()  # and what the machine's owner trusts, a company's own CA for instance
-
-    def session() -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, limit_per_host=0, keepalive_timeout=_KEEPALIVE, ttl_dns_cache=_DNS_CACHE, ssl=context
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,
-        )
-
-    return AiohttpTransport(verify=context, trust_env=False, client=session)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=0, limit_per_host=0, keepalive_timeout=_KEEPALIVE, ttl_dns_cache=_DNS_CACHE, ssl=context
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(),
+        trust_env=False,
+        auto_decompress=False,
+    )
 
 
 class Transport:
-    """Sends requests. `inner` may be any httpx transport; a test's mock passes through the same code."""
+    """Sends requests. `inner` may be any httpx transport; its responses are read by the same code."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport | None = None, *, max_body: int = MAX_BODY) -> None:
-        self._inner = inner or _open_inner()
+        self._inner = inner
+        self._session: aiohttp.ClientSession | None = None  # opened by the first call: it belongs to that call's loop
         self._max_body = max_body
 
     async def post(self, to: Target, body: bytes) -> HttpReply | Failure:
         """The response, whatever its status, or a Failure where none came whole. Cancelling closes the connection."""
-        request = httpx.Request("POST", to.url, headers=to.headers, content=body)
-        request.headers.encoding = "ascii"  # as `target` has checked; httpx would try encodings for every value
         try:
-            response = await self._inner.handle_async_request(request)
-            try:
-                return await self._read(response)
-            finally:
-                await response.aclose()
+            if self._inner is not None:
+                return await self._through(self._inner, to, body)
+            return await self._directly(to, body)
         except _LIBRARY_ERRORS as error:
             return _failure(error)
 
-    async def _read(self, response: httpx.Response) -> HttpReply | Failure:
-        headers = response.headers
-        headers.encoding = "iso-8859-1"  # takes any byte
+    async def _directly(self, to: Target, body: bytes) -> HttpReply | Failure:
+        session = self._session
+        if session is None:
+            session = self._session = _open_session()
+        response = await session.post(to.direct_url, data=body, headers=to.direct_headers, allow_redirects=False)
+        try:
+            headers = response.headers
+            inflate = self._inflater(headers)
+            if isinstance(inflate, Failure):
+                return inflate
+            if inflate is None and "content-length" in headers:  # so that it is no longer than was checked
+                return HttpReply(response.status, headers, await response.read())
+            read = await self._read(response.content.iter_any(), inflate)
+            return read if isinstance(read, Failure) else HttpReply(response.status, headers, read)
+        finally:
+            response.close()  # nothing for a response that was read whole: its connection is kept
+
+    async def _through(self, inner: httpx.AsyncBaseTransport, to: Target, body: bytes) -> HttpReply | Failure:
+        request = httpx.Request("POST", to.url, headers=to.headers, content=body)
+        response = await inner.handle_async_request(request)
+        try:
+            headers = response.headers
+            headers.encoding = "iso-8859-1"  # takes any byte
+            inflate = self._inflater(headers)
+            if isinstance(inflate, Failure):
+                return inflate
+            stream: AsyncIterable[bytes] = response.stream  # type: ignore[assignment]  # an async transport's is async
+            read = await self._read(stream, inflate)
+            return read if isinstance(read, Failure) else HttpReply(response.status_code, headers, read)
+        finally:
+            await response.aclose()
+
+    def _inflater(self, headers: Mapping[str, str]) -> Inflater | Failure | None:
+        """What decompresses the body, None for a plain one; a Failure where the headers alone rule it out."""
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._max_body:
             return Failure(FailureKind.TRANSIENT, "body_too_large")
-        encoding = headers.get("content-encoding", "identity").strip().lower()
+        encoding = headers.get("content-encoding")
+        if encoding is None:
+            return None
+        encoding = encoding.strip().lower()
         if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
             return Failure(FailureKind.TRANSIENT, "bad_encoding")  # identity was asked for
         # 32 + MAX_WBITS lets zlib tell gzip and zlib apart by their first bytes.
-        inflate = None if encoding in ("identity", "") else zlib.decompressobj(32 + zlib.MAX_WBITS)
+        return None if encoding in ("identity", "") else zlib.decompressobj(32 + zlib.MAX_WBITS)
+
+    async def _read(self, chunks: AsyncIterable[bytes], inflate: Inflater | None) -> bytes | Failure:
         body = bytearray()
-        async for chunk in response.stream:  # type: ignore[union-attr]  # an async transport's stream is async
-            if inflate is not None:
-                chunk = inflate.decompress(chunk, self._max_body + 1 - len(body))
-            body += chunk
+        async for chunk in chunks:
+            body += chunk if inflate is None else inflate.decompress(chunk, self._max_body + 1 - len(body))
             if len(body) > self._max_body:
                 return Failure(FailureKind.TRANSIENT, "body_too_large")
         if inflate is not None and not inflate.eof:
             return Failure(FailureKind.TRANSIENT, "body_cut")
-        return HttpReply(response.status_code, headers, bytes(body))
+        return bytes(body)
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        if self._inner is not None:
+            await self._inner.aclose()
+        if self._session is not None:
+            await self._session.close()
 
 
 _LIBRARY_ERRORS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, zlib.error, EOFError)
@@ -138,7 +183,8 @@ _LIBRARY_ERRORS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSErr
 
 def _failure(error: Exception) -> Failure:
     """The one mapping of library exceptions. httpx-aiohttp wraps aiohttp's; the cause says more than the wrapping."""
-    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError | OSError) else error
+    wrapped = isinstance(error, httpx.HTTPError) and isinstance(error.__cause__, aiohttp.ClientError | OSError)
+    cause = error.__cause__ if wrapped else error
     match cause:
         case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
             return Failure(FailureKind.INVALID, "tls_certificate")

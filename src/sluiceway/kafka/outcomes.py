@@ -1,0 +1,137 @@
+"""Reading outcomes: for programs that act on them and must not act twice.
+
+    from sluiceway.kafka.outcomes import outcomes
+
+    async for outcome in outcomes("localhost:9092", group="crm-sync"):
+        if outcome.status == "answered": ...
+
+Sluiceway delivers at least once. This drops the duplicates within a window, and remembers the window across its own
+restarts by reading it again: nothing but the group's offsets is stored. What the loop's body was busy with when its
+process died comes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from sluiceway.core import outcome as outcomes_
+from sluiceway.core.errors import InputError
+from sluiceway.core.outcome import Result, Review
+from sluiceway.core.window import Window
+from sluiceway.kafka.security import read_connection
+
+RESULTS = "sluiceway.results"
+REVIEWS = "sluiceway.reviews"
+
+
+async def outcomes(
+    bootstrap: str | None = None,
+    *,
+    group: str,
+    results: Iterable[str] = (RESULTS,),
+    reviews: str = REVIEWS,
+    final: bool = False,
+    window: int = 10_000,
+    settings: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Result | Review]:
+    """Each round's effective outcome, once: a result, or a review that a result may still follow.
+
+    `final` leaves reviews out. `window` counts outcomes of each partition: a duplicate that comes later passes as new.
+    An outcome counts as handled when the next one is asked for. Results and reviews need equal numbers of partitions
+    (topics/ has it so), so that one member of `group` reads all of a job. A new group begins at the earliest record.
+    Dead letters are no part of it: they hold bytes that became no job. Raises InputError where Kafka is not there.
+    """
+    connection = read_connection(bootstrap, settings, None, os.environ if environment is None else environment)
+    topics = [*results] if final else [*results, reviews]
+    consumer = AIOKafkaConsumer(
+        **connection.consumer(),
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        # All partitions of one number go to one member, so that a job's review and result meet in one window.
+        partition_assignment_strategy=[RangePartitionAssignor],
+    )
+    reader = _Reader(consumer, reviews, window)
+    try:
+        await consumer.start()
+        consumer.subscribe(topics, listener=reader)
+        async for outcome in reader.read():
+            yield outcome
+    except KafkaError as error:
+        raise InputError("outcomes", f"{connection.bootstrap}: {error!r}. Mend: check -b, topics and ACLs") from None
+    finally:
+        await consumer.stop()
+
+
+class _Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+    def __init__(self, consumer: AIOKafkaConsumer, reviews: str, window: int) -> None:
+        self._consumer = consumer
+        self._reviews = reviews
+        self._size = window
+        self._windows: dict[int, Window] = {}  # by partition number: a job's results and reviews share it
+        self._resume: dict[TopicPartition, int] = {}  # below this, records only fill the window
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        for partition in revoked:
+            self._windows.pop(partition.partition, None)
+            self._resume.pop(partition, None)
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        first = await self._consumer.beginning_offsets(list(assigned))
+        for partition in assigned:
+            committed = await self._consumer.committed(partition)
+            if committed is None:
+                continue
+            self._resume[partition] = committed
+            self._consumer.seek(partition, max(first[partition], committed - self._size))
+
+    async def read(self) -> AsyncIterator[Result | Review]:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + 1.0
+        handled: dict[TopicPartition, int] = {}
+        try:
+            while True:
+                for partition, records in (await self._consumer.getmany(timeout_ms=200, max_records=500)).items():
+                    window = self._windows.setdefault(partition.partition, Window(self._size))
+                    for record in records:
+                        outcome = _decoded(record, is_review=record.topic == self._reviews)
+                        new = outcome is not None and window.admits(outcome)
+                        if new and outcome is not None and record.offset >= self._resume.get(partition, 0):
+                            yield outcome
+                        if record.offset >= self._resume.get(partition, 0):
+                            handled[partition] = record.offset + 1
+                if handled and loop.time() >= due:
+                    await self._commit(handled)
+                    handled, due = {}, loop.time() + 1.0
+        finally:
+            if handled:
+                await self._commit(handled)
+
+    async def _commit(self, handled: dict[TopicPartition, int]) -> None:
+        mine = {partition: offset for partition, offset in handled.items() if partition in self._consumer.assignment()}
+        try:
+            if mine:
+                await self._consumer.commit(mine)
+        except (CommitFailedError, IllegalStateError):
+            pass  # the partitions have another reader, who goes on from the last commit
+
+
+def _decoded(record: Any, *, is_review: bool) -> Result | Review | None:
+    if record.value is None:
+        return None
+    try:
+        if is_review:
+            return outcomes_.decode(Review, record.value)
+        return outcomes_.decode(Result, record.value)
+    except InputError:
+        return None  # not ours: whoever may write there has written something else

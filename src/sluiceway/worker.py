@@ -29,6 +29,7 @@ from sluiceway.kafka.consumer import RoleConsumer, RoleSettings
 from sluiceway.kafka.publish import Publisher
 from sluiceway.kafka.security import Connection
 from sluiceway.kafka.start import From, Start
+from sluiceway.kafka.topics import require_room, sizes
 from sluiceway.policyfile import open_runner, read_policy
 from sluiceway.ports import Record
 from sluiceway.runner import Runner
@@ -131,6 +132,7 @@ class _Worker:
                 port=probes.port,
             )
             await publisher.start()
+            await self._require_room(topics)
             desk = Desk(runner, topics, await cluster_id(options.connection), self._dead_letter, self._tombstone)
             for role in options.roles:
                 self._consumers.append(self._consumer(role, topics, desk, publisher, meter))
@@ -158,6 +160,14 @@ class _Worker:
                 Event.CALL_LOST, job_id=call.job_id, task=call.task, model=call.model, started=call.started
             )
         return store
+
+    async def _require_room(self, topics: TopicMap) -> None:
+        """Raises InputError where an accepted record might not fit a topic it can go to: better now than then."""
+        onward = [name for name in topics.written if name != topics.dead_letters]
+        found = await sizes(self._options.connection, (*topics.jobs, *topics.written))
+        if Role.JOBS in self._options.roles:
+            require_room(found, topics.jobs, onward, topics.dead_letters)
+        require_room(found, (topics.escalations,), (), topics.dead_letters)
 
     def _consumer(
         self, role: Role, topics: TopicMap, desk: Desk, publisher: Publisher, meter: _KafkaMeter

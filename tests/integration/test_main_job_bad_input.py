@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import urllib.request
 from collections import Counter
@@ -19,6 +20,7 @@ from tests.support.rig import (
     REVIEWS,
     Item,
     Rig,
+    body,
     job,
     metric,
     models,
@@ -27,6 +29,7 @@ from tests.support.rig import (
 from tests.support.tickets import bank_tickets
 from tests.support.topics import Seen
 
+from sluiceway.kafka import topics
 from sluiceway.ports import Headers
 
 Fakes = tuple[FakeProcess, FakeProcess]
@@ -211,3 +214,48 @@ async def test_a_job_just_under_the_limit_passes_every_topic(rig: Rig, fakes: Fa
     assert seen.ids(REVIEWS if way == "reviews" else RESULTS) == names
     if way == "sampled":
         assert all(len(record.value or b"") > limit for record in seen[RESULTS])
+
+
+async def test_a_worker_refuses_to_start_where_an_accepted_job_might_fit_nowhere(rig: Rig) -> None:
+    """A jobs topic that takes more than dead letters do is found at the start, not by the first large job."""
+    await rig.open(models("http://127.0.0.1:9", "http://127.0.0.1:9"), {"ticket-triage": triage()}, partitions=1)
+    (jobs,) = [topic for topic in topics.declared(replicas=1, partitions=1) if topic.name == JOBS]
+    larger = dataclasses.replace(jobs, config={**jobs.config, topics.SIZE: str(16 << 20)})
+    await topics.apply(rig.connection, [larger])
+    worker = rig.worker()
+    assert await asyncio.to_thread(worker.wait, 30) in (1, 2)
+    said = worker.text()
+    assert "Mend: sluiceway topics apply, or set max.message.bytes=" in said
+    assert "Traceback" not in said
+
+
+async def test_a_bad_record_on_the_internal_topic_is_one_dead_letter_too(any_rig: Rig, fakes: Fakes) -> None:
+    """Whatever lies in `escalations` and is no escalation becomes a dead letter of that group; the others go on."""
+    rig, (cheap, frontier) = any_rig, fakes
+    cheap.say("labels doubt=100%")
+    await rig.open(models(cheap.url, frontier.url), {"ticket-triage": triage()}, partitions=1)
+    await rig.publish(JOBS, [job(n, text) for n, text in enumerate(bank_tickets(4))])
+    first = rig.worker("--role", "jobs")
+    await rig.until(lambda seen: len(seen.ids(ESCALATIONS)) == 4, within=30)
+    good = body(rig.out[ESCALATIONS][0])
+    bad: dict[bytes, tuple[bytes, str]] = {
+        b"cut": (orjson.dumps(good)[:-40], "undecodable"),
+        b"job": (job(9, "a job is no escalation")[1] or b"", "invalid"),
+        b"no-trail": (orjson.dumps({name: part for name, part in good.items() if name != "trail"}), "invalid"),
+        b"reason": (orjson.dumps(good | {"reason": "because"}), "invalid"),
+        b"no-job": (orjson.dumps(good | {"job": {}}), "invalid"),
+        b"task": (orjson.dumps(good | {"task": "no-such-task"}), "unknown_task"),
+        b"steps": (orjson.dumps(good | {"trail": good["trail"] | {"steps": [{"step": "dance"}]}}), "invalid"),
+    }
+    await rig.publish(ESCALATIONS, [(key, value, ()) for key, (value, _) in bad.items()])
+    second = rig.worker("--role", "escalations", start=None)
+    await rig.until(lambda seen: len(seen.ids(RESULTS)) == 4 and len(seen[DEAD_LETTERS]) >= len(bad), within=30)
+    assert await rig.stopped(first, second) == [0, 0]
+    seen = await rig.settled()
+    letters = dead_letters_by_key(seen[DEAD_LETTERS])
+    for key, (value, reason) in bad.items():
+        ours = told(letters[key], ())
+        assert letters[key].value == value
+        assert (ours["__dlq.errors.topic"], ours["__dlq.errors.group"]) == (ESCALATIONS, "sluiceway-escalations")
+        assert ours["sluiceway.reason"] == reason, key
+    assert len(frontier.entries()) == 4

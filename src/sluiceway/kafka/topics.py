@@ -24,6 +24,7 @@ from sluiceway.kafka.security import Connection
 PREFIX = "sluiceway."
 SIZE = "max.message.bytes"
 DEFAULT_SIZE = 1_048_588  # Apache Kafka's own default of max.message.bytes
+_DEAD_LETTER_HEADERS = 64 << 10  # bytes that our facts and the attempts may add to an original, and some
 _TOPIC_EXISTS = 36
 _APPLIED_WITHIN = 15.0  # seconds
 _SPREAD = 2.0  # seconds until every broker knows a new topic
@@ -227,6 +228,29 @@ async def sizes(connection: Connection, names: Iterable[str], patience: float = 
             if error.reason == "connection" or not getattr(error.__cause__, "retriable", False) or passed > patience:
                 raise
         await asyncio.sleep(0.3)
+
+
+def require_room(
+    found: Mapping[str, int | None], jobs: Iterable[str], onward: Iterable[str], dead_letters: str
+) -> None:
+    """Raises InputError where a record that one of `jobs` accepts may not fit where it can go to.
+
+    `found` are sizes as the cluster has them. `onward`: the topics that take it with its trail; `dead_letters` takes
+    the originals. A topic that is missing is somebody else's message.
+    """
+    for source in jobs:
+        size = found.get(source)
+        if size is None:
+            continue
+        needed = dict.fromkeys(onward, room_for(size)) | {dead_letters: size + _DEAD_LETTER_HEADERS}
+        for topic, least in needed.items():
+            have = found.get(topic)
+            if have is not None and have < least:
+                raise InputError(
+                    "topics",
+                    f"{topic} takes {have} bytes a record, and one of {source} may have {size}."
+                    f" Mend: sluiceway topics apply, or set {SIZE}={least} on {topic}",
+                )
 
 
 async def _sizes(connection: Connection, names: list[str]) -> dict[str, int | None]:

@@ -17,6 +17,7 @@ _BACKOFF = 0.9
 _TOLERANCE = 2.0
 _SLACK = 0.5  # seconds; a smaller rise says more of our own loop than of the endpoint
 _FAST, _SLOW = 0.05, 0.002  # weights of one call in the recent ratio and in a task's usual time
+_KNOWN = 100  # calls of a task before its usual time is one
 _TASKS = 256  # tasks whose usual time is remembered
 
 
@@ -46,8 +47,8 @@ class AdaptiveLimit:
             self._usual.clear()
         usual += (seconds - usual) * max(_SLOW, 1.0 / (calls + 1))
         self._usual[task] = (usual, calls + 1)
-        ratio = seconds / usual if usual > 0 else 1.0
-        self._ratio += (min(ratio, 8.0) - self._ratio) * _FAST
+        if calls >= _KNOWN and usual > 0:
+            self._ratio += (min(seconds / usual, 8.0) - self._ratio) * _FAST
         if self._ratio > _TOLERANCE and (self._ratio - 1.0) * usual > _SLACK:
             self._shrink(max(0.5, _TOLERANCE / self._ratio), self.limit, granted_at, now)
         elif self.limit < self.ceiling and in_flight * 2 >= self.limit:

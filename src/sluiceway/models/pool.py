@@ -160,7 +160,7 @@ class Pool:
         seconds = max(self._clock.now() - started, 0.0)
         if self._observe is not None:
             self._observe(call.model.name, seconds, result if isinstance(result, Failure) else None)
-        return replace(result, endpoint=endpoint.origin, seconds=seconds), told
+        return _measured(result, endpoint.origin, seconds), told
 
     async def live_check(self, name: str) -> tuple[LiveReport, ...]:
         """What one real call to each endpoint of that model shows; it costs what such a call costs."""
@@ -178,6 +178,23 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"Pool({', '.join(self._served)})"
+
+
+def _measured(result: Reply | Failure, origin: str, seconds: float) -> Reply | Failure:
+    """The same with where and how long it was; made directly, as dataclasses.replace costs each call more."""
+    if isinstance(result, Failure):
+        return replace(result, endpoint=origin, seconds=seconds)
+    return Reply(
+        result.text,
+        result.usage,
+        result.finish,
+        result.logprobs,
+        result.distribution,
+        result.model_served,
+        result.response_id,
+        origin,
+        seconds,
+    )
 
 
 def _line(model: Model, endpoints: tuple[Serves, ...], clock: Clock) -> Line | None:

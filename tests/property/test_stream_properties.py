@@ -45,6 +45,7 @@ class Role(RuleBasedStateMachine):
         self.position: dict[Partition, int] = {}
         self.running: list[Taken] = []
         self.late: list[Taken] = []  # still running though their epoch has ended
+        self.late_batches: list[tuple[Partition, int, list[Rec]]] = []
         self.flight: tuple[list[Commit], dict[Partition, set[int]]] | None = None
         for partition in PARTITIONS:
             self.assign(partition)
@@ -63,6 +64,7 @@ class Role(RuleBasedStateMachine):
         self.log[where].append(Rec(self.end[where] + gap, key))
         self.end[where] += gap + 1
 
+    @precondition(lambda self: not self.late_batches)  # the loop waits for what it has handed over
     @rule(most=st.integers(1, 4))
     def fetch(self, most: int) -> None:
         room = self.stream.room()
@@ -74,6 +76,28 @@ class Role(RuleBasedStateMachine):
             if found or self.stream.moved(partition, epoch, position):
                 self.stream.fetched(partition, epoch, found, position, self.now)
                 self.position[partition] = position
+
+    @rule(most=st.integers(1, 4))
+    def fetch_and_hand_over_late(self, most: int) -> None:
+        """The batch is on its way to the agent while other things happen; it carries the epoch of its fetch."""
+        wanted = self.stream.wanted()
+        if wanted and not self.late_batches:
+            partition, epoch, count = wanted[0]
+            unread = [rec for rec in self.log[partition] if rec.offset >= self.position[partition]]
+            self.late_batches.append((partition, epoch, unread[: min(most, count, self.stream.room())]))
+
+    @precondition(lambda self: self.late_batches)
+    @rule()
+    def arrive_late(self) -> None:
+        partition, epoch, records = self.late_batches.pop()
+        if not records:
+            return
+        alive = self.stream.epoch(partition) == epoch
+        taken = self.stream.fetched(partition, epoch, records, records[-1].offset + 1, self.now)
+        if alive:
+            self.position[partition] = records[-1].offset + 1
+        else:
+            assert taken == 0
 
     @rule()
     def start(self) -> None:
@@ -140,9 +164,13 @@ class Role(RuleBasedStateMachine):
         else:
             self.stream.commit_failed(self.now, 0.5)
 
-    @rule(where=st.sets(st.sampled_from(PARTITIONS), min_size=1))
-    def revoke_and_come_back(self, where: set[Partition]) -> None:
+    @rule(where=st.sets(st.sampled_from(PARTITIONS), min_size=1), commit=st.booleans())
+    def revoke_and_come_back(self, where: set[Partition], commit: bool) -> None:
         self.stream.drain(where)
+        if commit:
+            self.commit(0.1, True)
+            if self.flight is not None:
+                self.commit_answer("acked")
         self.stream.revoke(where)
         gone = [job for job in self.running if job.held.gone]
         self.running = [job for job in self.running if not job.held.gone]
@@ -159,7 +187,8 @@ class Role(RuleBasedStateMachine):
         if not hasattr(self, "stream"):
             return
         assert self.stream.running == len(self.running) <= self.limits.jobs
-        assert 0 <= self.stream.queued <= self.limits.queue
+        # A batch that was handed over late finds less room than it was fetched for: one batch, no more.
+        assert 0 <= self.stream.queued <= self.limits.queue + 4
         assert self.stream.bytes >= 0
         for row in self.stream.stats(self.now):
             unsettled = {r.offset for r in self.log[row.partition] if (row.partition, r.offset) not in self.settled}
@@ -169,6 +198,13 @@ class Role(RuleBasedStateMachine):
         """After healing everything is settled: no order of events leaves a job behind or a partition stuck."""
         if not hasattr(self, "stream"):
             return
+        if self.flight is not None:
+            self.commit_answer("failed")
+        self.commit(10.0, True)
+        if self.flight is not None:
+            self.commit_answer("acked")
+        for row in self.stream.stats(self.now):
+            assert self.group[row.partition][0] == row.watermark, "a commit that failed was never made again"
         self.new_worker()
         for _ in range(sum(map(len, self.log.values())) * 3 + 5):
             self.fetch(4)
@@ -186,6 +222,6 @@ class Role(RuleBasedStateMachine):
 
 
 Role.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestRole = Role.TestCase

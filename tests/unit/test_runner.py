@@ -90,8 +90,9 @@ async def test_the_days_budget_holds_over_jobs_in_flight() -> None:
     worst = 0.00006
     made, _ = runner(policy({"budget": {"usd_per_day": 10 * worst}}), slow := _Slow())
     tasks = [asyncio.ensure_future(made.run(job(origin=f"o/{number}"))) for number in range(100)]
-    refused_first, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    assert refused_first
+    crowded = asyncio.ensure_future(slow.crowded.wait())
+    await asyncio.wait([*tasks, crowded], return_when=asyncio.FIRST_COMPLETED)  # one is refused, or all have gone out
+    crowded.cancel()
     slow.open.set()
     records = await asyncio.gather(*tasks)
     refused = [record for record in records if isinstance(record, Result) and record.reason is not None]
@@ -105,11 +106,13 @@ class _Slow(Scripted):
 
     def __init__(self) -> None:
         super().__init__(lambda _call: reply())
-        self.open = asyncio.Event()
+        self.open, self.crowded = asyncio.Event(), asyncio.Event()
         self.waiting: list[Call] = []
 
     async def call(self, call: Call) -> Reply | Failure:
         self.waiting.append(call)
+        if len(self.waiting) == 100:
+            self.crowded.set()
         await self.open.wait()
         return await super().call(call)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import uvloop
 from tests.support.roles import Works, World, ids, repeats, until
 from tests.support.topics import Address
 
 from sluiceway.core.errors import InputError
 from sluiceway.core.stream import Limits, Order
+from sluiceway.kafka.publish import Publisher
 from sluiceway.kafka.start import parse_start
 from sluiceway.ports import Outgoing, Record
 
@@ -218,3 +222,47 @@ async def test_starting_and_stopping_ten_times_leaves_no_task_behind(world: Worl
                 assert await role.stop(5.0)
         await asyncio.sleep(0)
         assert asyncio.all_tasks() <= before
+
+
+async def test_two_roles_in_one_process_each_keep_their_own_group_and_pace(world: World) -> None:
+    """jobs -> escalations -> results: as `--role all` does it, two Faust apps in one loop."""
+    await world.publish(ids(500))
+    second = World(world.bootstrap, embedded=world.embedded)
+    await second.make()
+    publisher = Publisher(world.connection, [second.jobs, second.results])
+    await publisher.start()
+    async with (
+        world.role(Works(second.jobs), publisher) as first,
+        second.role(Works(second.results), publisher) as other,
+    ):
+        await until(lambda: other.stats().settled == 500)
+        assert await first.stop(8.0)
+        await publisher.send(Outgoing(second.jobs, b"k", b"after the first has stopped", ()))
+        await until(lambda: other.stats().settled == 501)
+        assert other.ready() == (True, [])
+    assert await publisher.stop(5.0)
+
+
+async def test_nothing_is_written_into_the_working_directory(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stock Faust makes `<id>-data` there."""
+    monkeypatch.chdir(tmp_path)
+    await world.publish(ids(5))
+    async with world.publisher() as publisher, world.role(Works(world.results), publisher) as role:
+        await until(lambda: role.stats().settled == 5)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_role_runs_on_uvloop_as_the_worker_does(any_kafka: Address) -> None:
+    async def scenario() -> list[bytes]:
+        world = World(str(any_kafka), embedded=any_kafka.kind == "embedded")
+        await world.make()
+        await world.publish(ids(1000))
+        async with world.publisher() as publisher, world.role(Works(world.results), publisher) as role:
+            await until(lambda: role.stats().settled == 1000)
+            assert await role.stop(8.0)
+        return await world.read()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert sorted(runner.run(scenario())) == ids(1000)

@@ -217,6 +217,7 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     "no price": ("model: gpt-cheap", "model: no-price", "models.cheap.price", "price: free"),
     "no max_tokens": ("    model: gpt-mid\n    params: {max_tokens: 50}", "    model: gpt-mid", "models.mid.params", "max_tokens: 200"),
     "params without max_tokens": ("params: {max_tokens: 200}", "params: {temperature: 0}", "models.frontier.params.max_tokens", "longest answer"),
+    "misspelt max_tokens": ("params: {max_tokens: 200}", "params: {max_token: 200}", "models.frontier.params.max_token", "did you mean max_tokens?"),
     "negative max_tokens": ("params: {max_tokens: 200}", "params: {max_tokens: -1}", "models.frontier.params.max_tokens", "longest answer"),
     "key twice": ("    stakes: normal", "    stakes: normal\n    stakes: high", "tasks.triage.stakes", "keep one"),
     "clearance word": ("    clearance: internal", "    clearance: secret", "tasks.facts.clearance", "public, internal, confidential or restricted"),
@@ -386,3 +387,6 @@ def test_a_warning_is_no_fault() -> None:
     cheap = {"provider": "openai", "model": "m", "params": {"max_tokens": 9}, "clearance": "public"}
     low = policy(models={"cheap": cheap})
     assert "never used" in low.warnings[0]
+    cold = {"provider": "openai", "model": "m", "params": {"max_tokens": 9, "temperature": 0}}
+    same = policy({"gate": {"score": "votes", "threshold": 0.6}}, {"cheap": cold})
+    assert "never differ" in same.warnings[0]

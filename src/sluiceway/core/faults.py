@@ -38,6 +38,9 @@ def warn(models: Mapping[str, Model], tasks: Mapping[str, Task]) -> Iterator[str
         for rung in task.ladder:
             if models[rung.model].clearance < task.clearance:
                 yield f"tasks.{name}.ladder: {rung.model} is never used: its clearance is below the task's"
+            gate = task.gate_of(rung)
+            if gate is not None and gate.score is ScoreKind.VOTES and models[rung.model].params.temperature == 0:
+                yield f"tasks.{name}: draws of {rung.model} at temperature 0 never differ, so votes say nothing"
         gates = [task.gate_of(rung) for rung in task.ladder]
         if any(gate is not None and gate.score is ScoreKind.NONE for gate in gates):
             yield f"tasks.{name}: a gate with score none accepts every schema-valid answer"

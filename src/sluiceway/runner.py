@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from sluiceway.core import job as jobs
 from sluiceway.core import ledger
-from sluiceway.core.call import Call, Failure, FailureKind, Reply
+from sluiceway.core.call import CACHED, Call, Failure, FailureKind, Reply
 from sluiceway.core.cascade import Cascade, Conditions, Event, Finish, Role, Wait, Woke
 from sluiceway.core.coin import Purpose, coin
 from sluiceway.core.health import FailedShare, HealthBoard
@@ -62,7 +62,7 @@ class Runner:
     async def resume(self, escalation: Escalation) -> Result | Review | Escalation:
         """What the reference makes of an escalated job, from its trail on."""
         trail = escalation.trail
-        job = jobs.admit(escalation.job, origin=trail.origin, default_id=escalation.job_id)
+        job = jobs.admit(escalation.job, origin=trail.origin, default_id=escalation.job_id, published_at=trail.taken_at)
         return await self._climb(self.plans[job.task], job, Role.ESCALATIONS, escalation)
 
     async def _climb(
@@ -128,6 +128,7 @@ class Runner:
             if day is not None:
                 day.settle(worst, actual, now)
         # A call refused as invalid says something of itself, and one that came too fast something of us.
-        if isinstance(event, Reply) or event.kind is FailureKind.TRANSIENT:
+        # A kept answer says nothing at all.
+        if event.endpoint != CACHED if isinstance(event, Reply) else event.kind is FailureKind.TRANSIENT:
             self._health.observe(name, event.seconds, failed=isinstance(event, Failure), now=now)
         return event

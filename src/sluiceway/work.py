@@ -93,9 +93,11 @@ class Desk:
         default_id = f"{record.topic}-{record.partition}-{record.offset}"
         foreign = self._topics.foreign.get(record.topic)
         if foreign is None:
-            return jobs.decode(value, origin=origin, default_id=default_id)
+            return jobs.decode(value, origin=origin, default_id=default_id, published_at=record.timestamp)
         task, source = foreign
-        return jobs.decode(value, origin=origin, default_id=default_id, source=source, task=task)
+        return jobs.decode(
+            value, origin=origin, default_id=default_id, source=source, task=task, published_at=record.timestamp
+        )
 
     def _outgoing(self, record: Record, made: Result | Review | Escalation) -> Outgoing:
         if isinstance(made, Escalation):

@@ -274,11 +274,12 @@ def _job(job: Job) -> bytes:
 
 
 def _key(job: Job, call: Call) -> bytes:
-    """Of the same record's same call: a copy of the job published again, or another cluster's, is another call."""
+    """Of the same record's same call: a copy published again, or a record of a topic made anew, is another call."""
     request, model = call.request, call.model
     asked = (model.name, model.model, *(endpoint.base_url for endpoint in model.endpoints))
     return _digest(
         job.origin,
+        repr(job.published_at),
         *asked,
         job.tenant or "",
         job.task,

@@ -69,7 +69,8 @@ class Job:
     """A job ready to be routed. `text` is all of its input as one text; `origin` names the original record.
 
     `stakes`, `priority` and `clearance` are what the job declares, None where it is silent.
-    `raw` is the record as published, unknown fields included. `digest` identifies the input bytes.
+    `raw` is the record as published, unknown fields included. `digest` identifies the input bytes. `published_at`, in
+    seconds since the epoch, tells two records apart that lay at the same offset of a topic made anew.
     """
 
     id: str
@@ -85,6 +86,7 @@ class Job:
     clearance: Clearance | None = None
     context: tuple[Passage, ...] = ()
     expires_at: float | None = None
+    published_at: float = 0.0
 
     @property
     def fields(self) -> frozenset[str]:
@@ -110,7 +112,15 @@ def load_json(value: bytes) -> Any:
         raise InputError("undecodable", f"not JSON in UTF-8 ({where}); publish one JSON object a record") from None
 
 
-def decode(value: bytes, *, origin: str, default_id: str, source: Source | None = None, task: str = "") -> Job:
+def decode(
+    value: bytes,
+    *,
+    origin: str,
+    default_id: str,
+    source: Source | None = None,
+    task: str = "",
+    published_at: float = 0.0,
+) -> Job:
     """The job that `value` holds; `source` (with its `task`) reads it from a foreign shape.
 
     Raises InputError with reason `undecodable` (not JSON) or `invalid` (JSON of another shape).
@@ -121,18 +131,18 @@ def decode(value: bytes, *, origin: str, default_id: str, source: Source | None 
     # All else that makes a tree unfit can't come out of JSON, and without enough brackets nothing is deep.
     if value.count(b"[") + value.count(b"{") > trees.DEPTH and trees.deeper(tree, trees.DEPTH):
         raise InputError("invalid", f"nested deeper than {trees.DEPTH} levels")
-    return _job(tree if source is None else _foreign(tree, source, task), origin, default_id)
+    return _job(tree if source is None else _foreign(tree, source, task), origin, default_id, published_at)
 
 
-def admit(tree: Mapping[str, Any], *, origin: str, default_id: str) -> Job:
+def admit(tree: Mapping[str, Any], *, origin: str, default_id: str, published_at: float = 0.0) -> Job:
     """The job of an already parsed record. Raises InputError("invalid") naming each field that is wrong."""
     unfit = trees.unfit(tree)
     if unfit is not None:
         raise InputError("invalid", unfit)
-    return _job(tree, origin, default_id)
+    return _job(tree, origin, default_id, published_at)
 
 
-def _job(tree: Mapping[str, Any], origin: str, default_id: str) -> Job:
+def _job(tree: Mapping[str, Any], origin: str, default_id: str, published_at: float) -> Job:
     try:
         record = _RECORD.validate_python(tree)
     except ValidationError as error:
@@ -151,6 +161,7 @@ def _job(tree: Mapping[str, Any], origin: str, default_id: str) -> Job:
         clearance=Clearance[record.clearance.upper()] if record.clearance else None,
         context=tuple(record.context),
         expires_at=_time(record.expires_at),
+        published_at=published_at,
     )
 
 

@@ -21,6 +21,7 @@ from sluiceway.core.policy import Offer, Policy
 from sluiceway.core.route import Router
 from sluiceway.models import prices, providers, tokens
 from sluiceway.models.pool import Pool
+from sluiceway.models.sharing import SharedCalls
 from sluiceway.ports import Clock, Journal, Meter
 from sluiceway.runner import Runner
 
@@ -73,8 +74,9 @@ def open_runner(
     secret = read_secret(policy, environ)
     detect = language.detector() if _needs_language(policy) else None
     pool = Pool.open(_called_by(policy, roles), clock, encoding, environ=environ)
+    models = SharedCalls(pool, policy.sharing, policy.digest, clock) if policy.sharing.on else pool
     runner = Runner(
-        policy, pool, clock=clock, tokens=encoding, meter=meter, secret=secret, language=detect, journal=journal
+        policy, models, clock=clock, tokens=encoding, meter=meter, secret=secret, language=detect, journal=journal
     )
     return runner, pool
 

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from sluiceway.core.catalog import Clearance, Model
 
+CACHED = "cache"
+"""The endpoint of a reply that was given before: no call was made for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

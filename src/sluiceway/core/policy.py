@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import orjson
@@ -23,6 +23,7 @@ from sluiceway.core.resolve import Offers as Offers
 from sluiceway.core.resolve import Read as Read
 from sluiceway.core.resolve import Resolver
 from sluiceway.core.salvage import fresh, salvage
+from sluiceway.core.sharing import Sharing
 from sluiceway.core.task import Task
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -31,6 +32,7 @@ Name = Annotated[str, Field(min_length=1, max_length=128)]
 class PolicySpec(Frozen):
     models: dict[Name, Model] = Field(min_length=1, description="{cheap: {provider: openai, model: ...}}")
     tasks: dict[Name, Task] = Field(min_length=1, description="{ticket-triage: {ladder: [...], ...}}")
+    sharing: Sharing = Sharing()
     secret_env: str = Field(
         default="SLUICEWAY_SECRET", description="the environment variable that holds the coins' secret"
     )
@@ -46,6 +48,7 @@ class Policy:
     digest: str
     prices: Mapping[str, str]
     warnings: tuple[str, ...]
+    sharing: Sharing = field(default_factory=Sharing)
 
     @property
     def tosses(self) -> bool:
@@ -74,7 +77,7 @@ def load(text: str, *, file: str, read: Read, offers: Offers, locate: Locate | N
     if found:
         raise PolicyError(_in_file_order(found))
     warnings = (*resolver.warnings, *faults.warn(models, tasks))
-    return Policy(models, tasks, spec.secret_env, _digest(models, tasks), resolver.prices, warnings)
+    return Policy(models, tasks, spec.secret_env, _digest(models, tasks), resolver.prices, warnings, spec.sharing)
 
 
 def _in_file_order(found: list[Fault]) -> list[Fault]:

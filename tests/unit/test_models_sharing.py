@@ -1,0 +1,206 @@
+"""Fewer calls: who shares, what each copy pays, and who never shares."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sluiceway.core import sharing
+from sluiceway.core.call import CACHED, Call, Failure, FailureKind, FinishReason, Reply, Request, Usage
+from sluiceway.core.catalog import Clearance, Model
+from sluiceway.core.sharing import Sharing
+from sluiceway.models.sharing import AnswerCache, SharedCalls
+
+USAGE = Usage(input_uncached=101, input_cache_read=7, output_text=5)
+BASE = Call(
+    Model(name="cheap"), Request("s", "u", {"type": "object"}, "triage", 40, "u"), 0, 1100.0, "job-1", tenant="acme"
+)
+OTHERS = {
+    "tenant": {"tenant": "other"},
+    "clearance": {"clearance": Clearance.PUBLIC},
+    "model": {"model": Model(name="frontier")},
+    "prompt": {"request": replace(BASE.request, system="t")},
+    "text": {"request": replace(BASE.request, user="v")},
+    "schema": {"request": replace(BASE.request, schema={"type": "array"})},
+    "task": {"request": replace(BASE.request, schema_name="tags")},
+    "logprobs": {"logprobs": True},
+    "draw": {"draw": 2},
+}
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    async def sleep_until(self, time: float) -> None:
+        raise NotImplementedError
+
+
+class Held:
+    """Models that answer when told to."""
+
+    def __init__(self, answer: Reply | Failure) -> None:
+        self.calls: list[Call] = []
+        self.answer = answer
+        self.open = asyncio.Event()
+
+    async def call(self, call: Call) -> Reply | Failure:
+        self.calls.append(call)
+        await self.open.wait()
+        return self.answer
+
+    async def close(self) -> None:
+        pass
+
+
+def shared(inner: Held, **rules: Any) -> tuple[SharedCalls, HandClock]:
+    clock = HandClock()
+    return SharedCalls(inner, Sharing(**rules), "digest", clock), clock
+
+
+async def turns() -> None:
+    """Lets every task that can run come to its next await."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@given(st.builds(Usage, *[st.integers(0, 10**7)] * 6), st.integers(1, 50))
+def test_shares_sum_exactly(usage: Usage, copies: int) -> None:
+    """To the token, and no copy pays more than one token of a kind more than another."""
+    shares = sharing.split(usage, copies)
+    assert sum(shares, Usage()) == usage
+    assert len(shares) == copies
+    assert max(share.output_text for share in shares) - min(share.output_text for share in shares) <= 1
+
+
+async def test_identical_jobs_in_flight_make_one_call_and_pay_for_it_together() -> None:
+    """Each has its own reply; their usages sum to the one that was metered."""
+    inner = Held(Reply("a", USAGE, endpoint="http://h"))
+    models, _ = shared(inner, coalesce=True)
+    calls = [asyncio.create_task(models.call(replace(BASE, job_id=f"job-{number}"))) for number in range(7)]
+    await turns()
+    inner.open.set()
+    found = await asyncio.gather(*calls)
+    assert len(inner.calls) == 1
+    assert models.saved == 6
+    assert {reply.text for reply in found if isinstance(reply, Reply)} == {"a"}
+    assert sum([reply.usage for reply in found], Usage()) == USAGE
+
+
+@pytest.mark.parametrize("what", list(OTHERS))
+async def test_nothing_is_shared_where_anything_that_matters_differs(what: str) -> None:
+    """A known complaint: a cache that returns another tenant's answer. Neither in flight nor kept."""
+    inner = Held(Reply("a", USAGE))
+    models, _ = shared(inner, coalesce=True, cache=60)
+    other = replace(BASE, **OTHERS[what])
+    calls = [asyncio.create_task(models.call(call)) for call in (BASE, other)]
+    await turns()
+    assert len(inner.calls) == 2
+    inner.open.set()
+    await asyncio.gather(*calls)
+    assert sharing.key(BASE, "digest") != sharing.key(other, "digest")
+    assert sharing.key(BASE, "digest") != sharing.key(BASE, "another policy")
+    assert sharing.key(BASE, "digest") == sharing.key(replace(BASE, job_id="x", deadline=5.0, endpoint=1), "digest")
+
+
+async def test_a_kept_answer_is_given_again_at_no_cost_until_its_time_is_over() -> None:
+    """And says that it was kept."""
+    inner = Held(Reply("a", USAGE, seconds=3.0))
+    inner.open.set()
+    models, clock = shared(inner, cache=60)
+    first = await models.call(BASE)
+    again = await models.call(BASE)
+    assert first.usage == USAGE
+    assert isinstance(again, Reply)
+    assert (again.text, again.usage, again.endpoint, again.seconds) == ("a", Usage(), CACHED, 0.0)
+    clock.time += 61
+    assert (await models.call(BASE)).usage == USAGE
+    assert len(inner.calls) == 2
+
+
+@pytest.mark.parametrize("clearance", [Clearance.CONFIDENTIAL, Clearance.RESTRICTED])
+async def test_answers_to_confidential_data_are_kept_only_where_the_policy_says_so(clearance: Clearance) -> None:
+    """Off by default."""
+    for allowed in (False, True):
+        inner = Held(Reply("a", USAGE))
+        inner.open.set()
+        models, _ = shared(inner, cache=60, confidential=allowed)
+        for _ in range(2):
+            await models.call(replace(BASE, clearance=clearance))
+        assert len(inner.calls) == (1 if allowed else 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Failure(FailureKind.TRANSIENT, "timeout"),
+        Reply("cut", USAGE, FinishReason.LENGTH),
+        Reply("", USAGE, FinishReason.DECLINED),
+    ],
+)
+async def test_only_whole_answers_are_kept(answer: Reply | Failure) -> None:
+    """A failure, a cut or declined reply is asked for again."""
+    inner = Held(answer)
+    inner.open.set()
+    models, _ = shared(inner, cache=60)
+    await models.call(BASE)
+    await models.call(BASE)
+    assert len(inner.calls) == 2
+
+
+async def test_when_the_one_that_calls_is_cancelled_another_calls_and_all_are_answered() -> None:
+    """Nobody waits for a call that is no longer made."""
+    inner = Held(Reply("a", USAGE))
+    models, _ = shared(inner, coalesce=True)
+    calls = [asyncio.create_task(models.call(replace(BASE, job_id=f"job-{number}"))) for number in range(4)]
+    await turns()
+    calls[0].cancel()
+    await turns()
+    assert len(inner.calls) == 2
+    inner.open.set()
+    found = await asyncio.gather(*calls[1:])
+    assert sum([reply.usage for reply in found], Usage()) == USAGE
+
+
+async def test_one_that_leaves_while_it_waits_pays_nothing_and_the_rest_pay_all() -> None:
+    """Its share falls to those who stay."""
+    inner = Held(Reply("a", USAGE))
+    models, _ = shared(inner, coalesce=True)
+    calls = [asyncio.create_task(models.call(replace(BASE, job_id=f"job-{number}"))) for number in range(4)]
+    await turns()
+    calls[2].cancel()
+    await turns()
+    inner.open.set()
+    found = await asyncio.gather(*[call for number, call in enumerate(calls) if number != 2])
+    assert sum([reply.usage for reply in found], Usage()) == USAGE
+
+
+def test_the_cache_stays_within_its_size_and_drops_what_was_not_used_for_longest() -> None:
+    """By bytes, not by count."""
+    cache = AnswerCache(10_000)
+    for number in range(20):
+        cache.put(bytes([number]), Reply("x" * 100, USAGE), 10.0)
+        cache.get(b"\0", 0.0)
+    assert len(cache) == 10
+    assert cache.get(b"\0", 0.0) is not None
+    assert cache.get(bytes([1]), 0.0) is None
+    cache.put(b"large", Reply("x" * 10_000, USAGE), 10.0)
+    assert cache.get(b"large", 0.0) is None
+
+
+async def test_a_backlog_with_30_percent_duplicates_makes_at_least_29_percent_fewer_calls() -> None:
+    """One worker, cache on: only the first of each text is called for."""
+    inner = Held(Reply("a", USAGE))
+    inner.open.set()
+    models, _ = shared(inner, coalesce=True, cache=3600)
+    texts = [f"t{number}" for number in range(700)] + [f"t{number}" for number in range(300)]
+    found = [await models.call(replace(BASE, request=replace(BASE.request, user=text))) for text in texts]
+    assert len(inner.calls) <= 0.71 * len(found)

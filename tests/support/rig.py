@@ -5,7 +5,7 @@
     worker = rig.worker("--role", "jobs"); await rig.ready(worker)             a real process of the CLI
     seen = await rig.until(lambda seen: ..., within=60)                        every record of the outgoing topics
 
-`open` makes the cluster empty of earlier tests' topics, so one broker serves many tests one after another.
+`open` and `close` empty the cluster of our topics, so that one broker serves many tests one after another.
 """
 
 from __future__ import annotations
@@ -181,6 +181,7 @@ class Rig:
         self.options = self.connection.security()
         self.workers: list[Child] = []
         self.out = Outgoing()
+        self._names: set[str] = set()
         self._reader: Reader | None = None
 
     @property
@@ -213,13 +214,16 @@ class Rig:
         for name, fields in (overrides or {}).items():
             wanted[name] = {**wanted.get(name, {}), **fields}
         declared = topics.declared(overrides=wanted, replicas=1, partitions=partitions)
-        await self._remove([topic.name for topic in declared])
+        self._names = {topic.name for topic in declared}
+        await self._remove()
         await topics.apply(self.connection, declared)
 
-    async def _remove(self, names: list[str]) -> None:
-        """Deletes what an earlier test left; a group's offsets go with their topics."""
+    async def _remove(self) -> None:
+        """Deletes our topics, and what an earlier test left; a group's offsets go with their topics."""
         async with self.admin() as admin:
-            present = {name for name in await admin.list_topics() if name in names or name.startswith("sluiceway.")}
+            present = {
+                name for name in await admin.list_topics() if name in self._names or name.startswith("sluiceway.")
+            }
             if present:
                 await admin.delete_topics(sorted(present))
             for _ in range(500):  # a deletion has no signal; creating what is not yet gone would fail
@@ -240,6 +244,8 @@ class Rig:
         await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in self.workers))
         if self._reader is not None:
             await self._reader.__aexit__()
+        if self._names:
+            await self._remove()
 
     # -- in --------------------------------------------------------------------------------------------------------
 

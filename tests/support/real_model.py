@@ -84,6 +84,8 @@ def main() -> None:
     params.cpuparams.poll = params.cpuparams_batch.poll = 0
     # With the template engine its grammar lets the answer stand in a code fence: six tokens more for nothing.
     params.use_jinja = False
+    # It would keep up to 8 GiB of earlier prompts; each slot still reads its own last prefix from its cache.
+    params.cache_ram_mib = 0
     params.n_threads_http = PARALLEL
     params.model_alias = {MODEL}
     server = xllamacpp.Server(params)

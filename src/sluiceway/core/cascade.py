@@ -128,7 +128,7 @@ class Cascade:
         self._record.routed(route, self._facts)
         if isinstance(route, NoRoute):
             return self._refuse(route.reason, route.detail)
-        reference = plan.task.reference.model
+        reference = plan.reference
         self._reference_allowed = route.rungs[-1].model == reference
         if self.role is Role.ESCALATIONS:
             self._rungs = route.rungs[-1:] if self._reference_allowed else ()
@@ -169,7 +169,7 @@ class Cascade:
         self._record.called(rung.model, facts)
         # A permit may be waited for while what follows keeps its time; the call itself ends by the model's time-out.
         deadline = min(self._deadline, max(now + model.timeout, self._latest()))
-        logprobs = self.plan.wants_logprobs(self.plan.task.gate_of(rung))
+        logprobs = self.plan.wants_logprobs(self.plan.gates[rung.model])
         draw, clearance = len(self._draws) + 1, self._facts.clearance
         tenant = self.job.tenant or ""
         return Call(model, request, self._endpoint, deadline, self.job.id, logprobs, draw, clearance, tenant)
@@ -187,7 +187,7 @@ class Cascade:
 
     def _replied(self, reply: Reply) -> Ask:
         task = self.plan.task
-        gate = task.gate_of(self._rung)
+        gate = self.plan.gates[self._rung.model]
         cut = reply.finish is FinishReason.LENGTH and task.kind is Kind.TEXT
         answer = Malformed("cut") if cut else self.plan.reader.read(reply.text)
         reason = gates.unusable(reply.finish, answer)
@@ -232,7 +232,7 @@ class Cascade:
         return Call(judge, request, 0, min(self._deadline, self._now + judge.timeout), self.job.id)
 
     def _scored(self, event: Reply | Failure) -> Ask:
-        gate = self.plan.task.gate_of(self._rung)
+        gate = self.plan.gates[self._rung.model]
         if self._pending is None or gate is None:
             raise Bug("a score came back that nothing asked for")
         (reply, answer), self._pending = self._pending, None
@@ -288,7 +288,7 @@ class Cascade:
         """When this rung must end to leave what follows its time: the reference, where this role hands on to it."""
         task, latest = self.plan.task, self._deadline
         if self.role is Role.JOBS and self._reference_allowed and task.on_failure == "escalate":
-            latest -= min(self.plan.models[task.reference.model].timeout, task.deadline / 2)
+            latest -= min(self.plan.models[self.plan.reference].timeout, task.deadline / 2)
         return latest
 
     def _rung_failed(self, until: float, *, final: bool = False) -> Ask:
@@ -339,9 +339,8 @@ class Cascade:
             return self._refuse(RefusalReason.OUT_OF_SCOPE, f"the answer is {self.plan.task.out_of_scope}")
         share = self.plan.task.review.sample
         sampled = share > 0 and self._coin(Purpose.SAMPLE) < share
-        reference_cost = self._record.paid(self.plan.task.reference.model) or self.plan.reference_cost(
-            self._text, reply.text
-        )
+        paid = self._record.paid(self.plan.reference)
+        reference_cost = paid or self.plan.reference_cost(self._text, reply.text)
         propensity = share if sampled else None
         return Finish(self._record.answered(self._rung.model, answer, score, reference_cost, propensity))
 

@@ -28,6 +28,9 @@ class Plan:
     router: Router
     tokens: Tokens
     usd_per_job: int | None  # pico-dollars
+    reference: str  # its model's name
+    gates: Mapping[str, Gate | None]  # of each rung, by its model's name
+    prices: Mapping[str, Price]
 
     def limit(self, rung: Rung) -> int:
         """The tokens a request to `rung` may hold: its own limit within what the context window leaves."""
@@ -37,11 +40,10 @@ class Plan:
 
     def worst_cost(self, model: str, request: Request) -> int:
         """Pico-dollars that a call can cost at most."""
-        return ledger.worst_cost(request.input_tokens, self.models[model].params.max_tokens, self.price(model))
+        return ledger.worst_cost(request.input_tokens, self.models[model].params.max_tokens, self.prices[model])
 
     def price(self, model: str) -> Price:
-        price = self.models[model].price
-        return price if isinstance(price, Price) else Price()
+        return self.prices[model]
 
     def wants_logprobs(self, gate: Gate | None) -> bool:
         return gate is not None and gate.score in LOGPROB_SCORES
@@ -58,7 +60,7 @@ class Plan:
         reference = self.task.reference
         size = self.prompt.size(text, self.limit(reference))
         usage = Usage(input_uncached=size, output_text=len(self.tokens.encode(reply)))
-        return ledger.cost(usage, self.price(reference.model))
+        return ledger.cost(usage, self.prices[reference.model])
 
 
 def compile_plans(policy: Policy, tokens: Tokens) -> dict[str, Plan]:
@@ -77,4 +79,13 @@ def _compile(task: Task, policy: Policy, tokens: Tokens) -> Plan:
         router=Router(task, policy.models),
         tokens=tokens,
         usd_per_job=None if limit is None else ledger.from_usd(Decimal(str(limit))),
+        reference=task.reference.model,
+        gates={rung.model: task.gate_of(rung) for rung in task.ladder},
+        prices={
+            name: model.price if isinstance(model.price, Price) else Price() for name, model in policy.models.items()
+        },
     )
+
+
+def _price(model: Model) -> Price:
+    return model.price if isinstance(model.price, Price) else Price()

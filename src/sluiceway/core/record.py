@@ -157,7 +157,7 @@ class Recorder:
             policy=self._plan.digest,
             endpoint=event.endpoint,
             usage=event.usage,
-            cost_picousd=ledger.cost(event.usage, self._plan.price(model)),
+            cost_picousd=ledger.cost(event.usage, self._plan.prices[model]),
             prompt=prompt,
             conditions=self._conditions.unusual(self._now),
             **facts,

@@ -9,12 +9,15 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 from sluiceway.core.answer import Span, spans
 from sluiceway.core.call import Reply, TokenLogprob
 from sluiceway.core.task import Gate, ScoreKind
 from sluiceway.core.trail import Score
+
+_SHORT = 256  # characters; texts up to it are remembered
 
 
 def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_field: bool) -> Score:
@@ -27,7 +30,7 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
     tokens = reply.logprobs
     if not tokens:
         return _score(gate, None, {})
-    total = sum(token.logprob for token in tokens)
+    total = sum([token.logprob for token in tokens])
     features = {"mean_logprob": _p(total / len(tokens)), "answer_logprob": _p(total)}
     if gate.score in (ScoreKind.MEAN_LOGPROB, ScoreKind.ANSWER_LOGPROB):
         return _score(gate, features[gate.score.value], features)
@@ -35,7 +38,7 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
     if b"".join([token.token for token in tokens]) != text.encode("utf-8", "surrogatepass"):
         return _score(gate, None, features)
     ends = list(accumulate([len(token.token) for token in tokens]))
-    found = spans(text) or _bare(text, compared)
+    found = (_short_spans(text) if len(text) <= _SHORT else spans(text)) or _bare(text, compared)
     fields: dict[str, float] = {}
     margins: list[float] = []
     for name in compared:
@@ -48,6 +51,12 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
     features["label_logprob"] = min(fields.values())
     features["margin"] = min(margins)
     return _score(gate, features[gate.score.value], features, fields if per_field else None)
+
+
+@lru_cache(maxsize=1024)
+def _short_spans(text: str) -> Mapping[str, Sequence[Span]]:
+    """`spans`, kept: a label task's replies are the same few texts."""
+    return spans(text)
 
 
 def from_votes(gate: Gate, draws: Sequence[bytes | None]) -> tuple[Score, bytes | None]:
@@ -72,7 +81,7 @@ def _score(
 
 
 def _p(logprob: float) -> float:
-    return math.exp(min(0.0, max(logprob, -700.0)))
+    return 1.0 if logprob >= 0.0 else math.exp(logprob)
 
 
 def _bare(text: str, compared: Sequence[str]) -> dict[str, list[Span]]:

@@ -22,17 +22,17 @@ from tests.bench._peers import Opened, obey
 
 JOBS = 512
 LABELS = ("billing", "login", "refund", "delivery", "card lost", "limits", "fees", "other")
-_WORDS = (
+_TEXT = (
     "my card was lost abroad and the payment that i made last week still shows as pending please tell me when the "
     "money comes back and whether a new card can be sent to another address before friday thank you very much"
-).split()
+)
 
 _POLICY = """\
 models:
-  cheap:    {{provider: bench, api: openai, model: bench, base_url: "{url}/v1", price: {{input_mtok: 0.15, output_mtok: 0.6}},
-             params: {{max_tokens: 50, temperature: 0}}}}
-  frontier: {{provider: bench, api: openai, model: big, base_url: "{url}/v1", price: {{input_mtok: 5, output_mtok: 25}},
-             params: {{max_tokens: 200}}}}
+  cheap:    {{provider: bench, api: openai, model: bench, base_url: "{url}/v1",
+             params: {{max_tokens: 50, temperature: 0}}, price: {{input_mtok: 0.15, output_mtok: 0.6}}}}
+  frontier: {{provider: bench, api: openai, model: big, base_url: "{url}/v1",
+             params: {{max_tokens: 200}}, price: {{input_mtok: 5, output_mtok: 25}}}}
 tasks:
   ticket-triage:
     ladder: [cheap, frontier]
@@ -48,8 +48,8 @@ class _NoMeter:
 
 
 def read_jobs() -> list[Job]:
-    dice = random.Random(7)
-    texts = [" ".join(dice.choices(_WORDS, k=40)) for _ in range(JOBS)]
+    dice, words = random.Random(7), _TEXT.split()
+    texts = [" ".join(dice.choices(words, k=40)) for _ in range(JOBS)]
     raw = [{"id": f"job-{number}", "task": "ticket-triage", "input": text} for number, text in enumerate(texts)]
     return [
         jobs.admit(record, origin=f"bench/jobs/0/{number}", default_id=f"job-{number}")
@@ -72,7 +72,7 @@ async def ours(url: str, _bodies: list[bytes]) -> Opened:
     return call, pool.close
 
 
-async def write_bodies(file: Path) -> None:
+async def make_bodies() -> bytes:
     """The bytes that each job's request has on the wire, one body a line."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "policy.yaml"
@@ -98,13 +98,13 @@ async def write_bodies(file: Path) -> None:
         except StopAsyncIteration:
             continue
     await pool.close()
-    file.write_bytes(b"\n".join(bodies))
+    return b"\n".join(bodies)
 
 
 if __name__ == "__main__":
     import uvloop
 
     if sys.argv[1:2] == ["--bodies"]:
-        uvloop.run(write_bodies(Path(sys.argv[2])))
+        Path(sys.argv[2]).write_bytes(uvloop.run(make_bodies()))
     else:
         obey(ours, [])

@@ -1,7 +1,7 @@
 """One client of the bench, in its own environment: `python _peers.py CLIENT BODIES` reads runs from stdin.
 
-A run is `{"url", "seconds", "in_flight"}`; its answer one line: `{"calls", "seconds", "cpu_us", "p50", "p99"}`. Stands alone: it
-runs where Sluiceway is not installed. `ours` is in `_ours.py`, and is driven by the same loop.
+A run is `{"url", "seconds", "in_flight"}`; its answer one line: `{"calls", "seconds", "cpu_us", "p50", "p99"}`. It
+stands alone, as it runs where Sluiceway is not installed. `ours` is in `_ours.py`, and is driven by the same loop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def measured(call: Call, seconds: float, in_flight: int) -> dict[str, floa
             number += 1
             await call(number)
             now = loop_time()
-            if start >= counts_from and now <= ends:
+            if counts_from <= now <= ends:
                 spans.append(now - start)
 
     await asyncio.gather(*(one() for _ in range(in_flight)))

@@ -53,7 +53,7 @@ def should_retry(headers: Mapping[str, str]) -> bool | None:
 
 def rate_limits(headers: Mapping[str, str], now: float) -> RateLimits | None:
     """The limits that `headers` tell of, or None."""
-    if not any("ratelimit" in name.lower() for name in headers):
+    if "ratelimit" not in "".join(headers).lower():
         return None
     found = RateLimits(
         "anthropic",

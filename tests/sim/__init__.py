@@ -1,0 +1,1 @@
+"""The simulation: seeded worlds in virtual time, with the real core, runner, role, publisher and pool in them."""

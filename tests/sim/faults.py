@@ -1,0 +1,165 @@
+"""What a world can be put through. Each fault strikes at its instant, and undoes itself or is undone by the healing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING
+
+from tests.sim.models import Moods
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+    from tests.sim.worker import SimWorker
+
+Fault = Callable[["World", Random], None]
+
+
+def _living(world: World) -> list[SimWorker]:
+    return [worker for worker in world.workers.values() if not worker.process.dead]
+
+
+def _one(world: World, dice: Random) -> SimWorker | None:
+    living = _living(world)
+    return dice.choice(living) if living else None
+
+
+def kill(world: World, dice: Random) -> None:
+    worker = _one(world, dice)
+    if worker is not None and world.kill(worker.process.name):
+        world.broker.later(dice.choice((0.1, 1.0, 8.0)), world.start, worker.process.name)
+
+
+def kill_all(world: World, dice: Random) -> None:
+    for worker in _living(world):
+        world.kill(worker.process.name)
+        world.broker.later(dice.choice((0.1, 4.0)), world.start, worker.process.name)
+
+
+def stop(world: World, dice: Random) -> None:
+    """SIGTERM, and a successor."""
+    worker = _one(world, dice)
+    if worker is not None:
+        worker.asked.set()
+
+
+def freeze(world: World, dice: Random) -> None:
+    """SIGSTOP for a while: short of the session's end, or long past it."""
+    worker = _one(world, dice)
+    if worker is None:
+        return
+    worker.process.frozen = True
+
+    def thaw() -> None:
+        world.note("thawed", worker=worker.process.name)
+        world.thawed_at = world.loop.time()
+        world.loop.thaw(worker.process)
+
+    world.broker.later(dice.choice((0.8, 3.0, 7.5, 14.0)), thaw)
+
+
+def throw_out(world: World, dice: Random) -> None:
+    """The coordinator loses members: they hear of it with their next heartbeat."""
+    for name, group in list(world.broker.groups.items()):
+        if group.members and dice.random() < 0.7:
+            world.broker.leave(name, dice.choice(list(group.members)), "lost")
+
+
+def revoke(world: World, dice: Random) -> None:
+    """A worker joins for a while: two rebalances."""
+    name = "w9"
+    world.start(name)
+
+    def leave() -> None:
+        world.wanted.discard(name)
+        worker = world.workers[name]
+        if not worker.process.dead:
+            worker.asked.set()
+
+    world.broker.later(dice.choice((1.0, 5.0)), leave)
+
+
+def storm(world: World, dice: Random) -> None:
+    """Rebalances, one soon after another."""
+    for number in range(4):
+        world.broker.later(number * dice.choice((0.3, 1.5)), throw_out, world, dice)
+
+
+def _weather(field: str, low: float, high: float) -> Fault:
+    def change(world: World, dice: Random) -> None:
+        setattr(world.broker.weather, field, dice.uniform(low, high))
+        weather = world.broker.weather
+        world.broker.later(dice.uniform(2.0, 7.0), setattr, weather, field, 0.0)
+
+    return change
+
+
+def pause(world: World, dice: Random) -> None:
+    """The broker is frozen."""
+    world.broker.weather.paused_until = world.loop.time() + dice.choice((0.7, 2.5, 6.0))
+
+
+def clock_jump(world: World, dice: Random) -> None:
+    world.jumped += dice.choice((-7200.0, 7200.0, -1.0, 86_400.0))
+
+
+def small_metadata(world: World, dice: Random) -> None:
+    """The broker takes less commit text than we thought."""
+    world.broker.metadata_limit = dice.choice((0, 20, 60))
+
+
+def marker(world: World, dice: Random) -> None:
+    for topic in (*world.topics.jobs, world.topics.escalations):
+        for partition in range(len(world.broker.topics[topic])):
+            if dice.random() < 0.5:
+                world.broker.mark(topic, partition)
+
+
+def _mood(**moods: float) -> Fault:
+    def change(world: World, dice: Random) -> None:
+        name = dice.choice(("cheap", "cheap", "other", "frontier"))
+        world.models.moods[name] = Moods(**moods)
+
+        def back() -> None:
+            if not world.healed:
+                world.models.moods[name] = Moods()
+
+        world.broker.later(dice.uniform(2.0, 8.0), back)
+
+    return change
+
+
+def copies(world: World, dice: Random) -> None:
+    world.copying = dice.uniform(0.2, 0.6)
+    world.broker.later(6.0, setattr, world, "copying", 0.0)
+
+
+FAULTS: dict[str, Fault] = {
+    "kill": kill,
+    "kill_all": kill_all,
+    "stop": stop,
+    "freeze": freeze,
+    "throw_out": throw_out,
+    "revoke": revoke,
+    "storm": storm,
+    "commit_error": _weather("commit_error", 0.3, 1.0),
+    "commit_lost": _weather("commit_lost", 0.3, 0.9),
+    "produce_error": _weather("produce_error", 0.2, 0.9),
+    "produce_lost": _weather("produce_lost", 0.2, 0.8),
+    "out_of_step": _weather("out_of_step", 0.1, 0.5),
+    "fetch_error": _weather("fetch_error", 0.2, 0.9),
+    "offsets_error": _weather("offsets_error", 0.3, 0.9),
+    "fetched_again": _weather("refetch", 0.3, 0.9),
+    "gap": _weather("gap", 0.2, 0.7),
+    "marker": marker,
+    "pause": pause,
+    "clock_jump": clock_jump,
+    "small_metadata": small_metadata,
+    "model_fails": _mood(fail=0.9),
+    "model_hangs": _mood(hang=0.5),
+    "model_overloaded": _mood(overloaded=0.8),
+    "model_slow": _mood(slow=0.5),
+    "model_malformed": _mood(malformed=0.8),
+    "model_uncertain": _mood(uncertain=0.9),
+    "copies": copies,
+}

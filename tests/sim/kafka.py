@@ -1,0 +1,417 @@
+"""aiokafka's consumer and producer, and Faust's app, as the role and the publisher under test see them.
+
+They stand at the lowest seam: `Group`, `Committer`, `FetchLoop`, `RoleConsumer` and `Publisher` above them are the real
+ones. Errors are aiokafka's own classes. `installed()` puts them in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import errors as kafka_errors
+from tests.sim.broker import Broker, Member
+from tests.sim.loop import PROCESS, Process
+from tests.support.topics import Seen
+
+BROKER: list[Broker] = []  # the cluster of the world that runs
+
+_TICK = 0.25  # seconds between looks at what is to be committed
+_PRODUCE_TIMEOUT = 3.0
+
+
+def _process() -> Process:
+    process = PROCESS.get()
+    assert process is not None, "a client outside of any process"
+    return process
+
+
+class _Position:
+    __slots__ = ("position",)
+
+    def __init__(self) -> None:
+        self.position: int | None = None
+
+    @property
+    def has_valid_position(self) -> bool:
+        return self.position is not None
+
+
+class _Assignment:
+    def __init__(self, partitions: Sequence[TopicPartition]) -> None:
+        self.states = {tp: _Position() for tp in partitions}
+
+    def state_value(self, tp: TopicPartition) -> _Position | None:
+        return self.states.get(tp)
+
+
+class _Subscription:
+    """aiokafka's way to the positions: `_subscription.subscription.assignment`."""
+
+    def __init__(self) -> None:
+        self.assignment = _Assignment(())
+        self.subscription = self
+
+
+class _Waiters:
+    def __init__(self, consumer: SimConsumer) -> None:
+        self._consumer = consumer
+        self._fetch_task = None  # these die in no world
+
+    def _create_fetch_waiter(self) -> asyncio.Future[None]:
+        return self._consumer.broker.arrival(self._consumer.topics)
+
+
+class _Coordination:
+    def __init__(self, consumer: SimConsumer) -> None:
+        self._consumer = consumer
+        self.generation = -1
+        self._coordination_task = None
+
+    async def ensure_coordinator_known(self) -> None:
+        await asyncio.sleep(0)
+
+    async def _do_commit_offsets(self, _assignment: object, offsets: Mapping[TopicPartition, Any]) -> None:
+        consumer = self._consumer
+        broker, weather, generation = consumer.broker, consumer.broker.weather, self.generation
+        values = {tp: (value.offset, value.metadata) for tp, value in offsets.items()}
+        dice = broker.dice.random()
+        if dice < weather.commit_error:
+            await broker.travel()
+            broker.note("commit_error")
+            raise broker.dice.choice(
+                (kafka_errors.NotCoordinatorForGroupError, kafka_errors.GroupLoadInProgressError)
+            )()
+        answered: asyncio.Future[str] = broker.loop.create_future()
+        lost = dice < weather.commit_error + weather.commit_lost
+
+        def arrives() -> None:
+            answer = broker.commit(consumer.group, consumer.member.name, generation, values)
+            broker.note("commit_" + answer, member=consumer.member.name, at=tuple(v[0] for v in values.values()))
+            if lost:
+                broker.note("commit_answer_lost")
+            elif not answered.done():
+                answered.set_result(answer)
+
+        # One connection: what is sent later arrives later.
+        consumer.last_commit = max(consumer.last_commit, broker.loop.time() + broker.latency())
+        broker.later(consumer.last_commit - broker.loop.time(), arrives)
+        match await answered:
+            case "ok":
+                return
+            case "unknown_member":
+                raise kafka_errors.UnknownMemberIdError()
+            case "illegal_generation":
+                raise kafka_errors.IllegalGenerationError()
+            case _:
+                raise kafka_errors.OffsetMetadataTooLargeError()
+
+    async def fetch_committed_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Any]:
+        await self._consumer.asked()
+        committed = self._consumer.broker.group(self._consumer.group).committed
+        return {tp: committed[tp] for tp in partitions if tp in committed}
+
+
+class SimConsumer:
+    """A member of a group. Its membership is one task, as aiokafka's coordination is."""
+
+    def __init__(self, *, group_id: str, **_arguments: object) -> None:
+        self.broker = BROKER[-1]
+        self.process = _process()
+        self.group = group_id
+        self.topics: Sequence[str] = ()
+        self._subscription = _Subscription()
+        self._fetcher = _Waiters(self)
+        self._coordinator = _Coordination(self)
+        self._client = self
+        self._ends: dict[TopicPartition, int] = {}
+        self._listener: Any = None
+        self.last_commit = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._number = self.broker.number()
+        self.member = self._new_member()
+
+    def _new_member(self) -> Member:
+        process = self.process
+        return Member(
+            f"{process.name}/{self.group}#{self._number}", lambda: not (process.dead or process.frozen), self.topics
+        )
+
+    async def start(self) -> None:
+        await self.broker.travel()
+
+    async def close(self) -> None:
+        pass
+
+    def subscribe(self, *, topics: Sequence[str], listener: Any) -> None:
+        self.topics = tuple(topics)
+        self._listener = listener
+        self._task = asyncio.get_running_loop().create_task(self._belong())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self.broker.travel()
+        self.broker.leave(self.group, self.member.name, "stop")
+        self._coordinator.generation = -1
+
+    async def _belong(self) -> None:
+        while True:
+            # As aiokafka: the callback for the old assignment, and even for an empty one, comes before each join.
+            await self._listener.on_partitions_revoked(self.assignment())
+            await self.broker.travel()
+            self.member = self._new_member()
+            try:
+                generation, partitions = await self.broker.join(self.group, self.member)
+            except asyncio.CancelledError:
+                if self.broker.group(self.group).members.get(self.member.name) is self.member:
+                    raise  # it is we who stop
+                if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # inside of a task
+                    raise
+                continue  # thrown out while it waited
+            self._coordinator.generation = generation
+            self._subscription.assignment = _Assignment(partitions)
+            await self._listener.on_partitions_assigned(partitions)
+            if await self.broker.heartbeat(self.group, self.member) == "unknown":
+                self._coordinator.generation = -1
+                self.broker.note("thrown_out", member=self.member.name)
+
+    def assignment(self) -> list[TopicPartition]:
+        return list(self._subscription.assignment.states)
+
+    # -- fetching -----------------------------------------------------------------------------------------------
+
+    async def getmany(
+        self, tp: TopicPartition, *, timeout_ms: int, max_records: int  # noqa: ARG002  aiokafka's signature
+    ) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
+        state = self._subscription.assignment.state_value(tp)
+        if state is None:
+            raise kafka_errors.IllegalStateError("no partition of ours")
+        if state.position is None:
+            raise kafka_errors.NoOffsetForPartitionError(tp)
+        broker, weather = self.broker, self.broker.weather
+        if weather.paused_until > broker.loop.time():
+            broker.later(self.broker.latency(), broker.arrived, tp[0])
+            return {}
+        if weather.fetch_error and broker.dice.random() < weather.fetch_error:
+            broker.note("fetch_error")
+            raise kafka_errors.NotLeaderForPartitionError()
+        most = max(1, min(max_records, broker.dice.choice((1, 7, 30, 500))))
+        found, position = broker.read(tp, state.position, most)
+        if weather.refetch and found and broker.dice.random() < weather.refetch:
+            # A batch that holds records below the position: aiokafka drops them, another version may not.
+            again, _ = broker.read(tp, max(broker.first[tp], state.position - 2), 2)
+            found = [record for record in again if record.offset < state.position] + found
+            broker.note("fetched_again", records=len(found))
+        self._ends[tp] = broker.log(tp).end
+        state.position = position
+        if position < self._ends[tp]:
+            broker.later(0.005, broker.arrived, tp[0])
+        return {tp: [_as_fetched(record) for record in found]} if found else {}
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        state = self._subscription.assignment.state_value(tp)
+        if state is None:
+            raise kafka_errors.IllegalStateError("no partition of ours")
+        state.position = offset
+        self.broker.seeked(tp, self.group)
+        self.broker.later(self.broker.latency(), self.broker.arrived, tp[0])
+
+    def highwater(self, tp: TopicPartition) -> int | None:
+        return self._ends.get(tp)
+
+    # -- offsets ------------------------------------------------------------------------------------------------
+
+    async def asked(self) -> None:
+        await self.broker.travel()
+        if self.broker.weather.offsets_error and self.broker.dice.random() < self.broker.weather.offsets_error:
+            self.broker.note("offsets_error")
+            raise kafka_errors.KafkaTimeoutError()
+
+    async def beginning_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        await self.asked()
+        return {tp: self.broker.first[tp] for tp in partitions}
+
+    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        await self.asked()
+        return {tp: self.broker.log(tp).end for tp in partitions}
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return set(range(len(self.broker.topics[topic])))
+
+
+def _as_fetched(seen: Seen) -> ConsumerRecord[bytes, bytes]:
+    return ConsumerRecord(
+        seen.topic, seen.partition, seen.offset, seen.timestamp, 0, seen.key, seen.value, None, 0, 0, seen.headers
+    )
+
+
+class _Batch:
+    """aiokafka's batch builder: it is full at a number of records here."""
+
+    def __init__(self, most: int) -> None:
+        self.records: list[tuple[bytes | None, bytes | None, tuple[tuple[str, bytes | None], ...]]] = []
+        self._most = most
+
+    def append(
+        self,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        timestamp: int | None,  # noqa: ARG002  aiokafka's signature
+        headers: Sequence[tuple[str, bytes | None]],
+    ) -> object | None:
+        if len(self.records) >= self._most:
+            return None
+        self.records.append((key, value, tuple(headers)))
+        return self
+
+
+class SimProducer:
+    """Sends batches. What has left arrives, whatever becomes of the process."""
+
+    def __init__(self, idempotent: bool) -> None:
+        self.broker = BROKER[-1]
+        self.process = _process()
+        self.idempotent = idempotent
+        self.out_of_step = False
+        self.client = self
+
+    async def partitions_for(self, topic: str) -> set[int]:
+        await self.broker.travel()
+        return set(range(len(self.broker.topics[topic])))
+
+    def create_batch(self) -> _Batch:
+        return _Batch(self.broker.dice.choice((1, 5, 200)))
+
+    async def send_batch(self, batch: _Batch, topic: str, *, partition: int) -> asyncio.Future[None]:
+        broker, weather = self.broker, self.broker.weather
+        await asyncio.sleep(0)
+        acked: asyncio.Future[None] = broker.loop.create_future()
+
+        def fails(error: BaseException) -> None:
+            if not acked.done() and not self.process.dead:
+                acked.set_exception(error)
+
+        def arrives(lost: bool) -> None:
+            limit = broker.limits.get(topic)
+            if limit is not None and any(len(value or b"") > limit for _, value, _ in batch.records):
+                broker.note("produce_too_large")
+                self.out_of_step = self.idempotent
+                fails(kafka_errors.MessageSizeTooLargeError())
+                return
+            for key, value, headers in batch.records:
+                broker.append(topic, partition, key, value, headers, broker.loop.time())
+            if lost:
+                broker.note("produce_ack_lost", topic=topic, records=len(batch.records))
+            elif not acked.done():
+                broker.later(0.001, lambda: None if acked.done() else acked.set_result(None))
+
+        dice = broker.dice.random()
+        if self.out_of_step or dice < weather.out_of_step:
+            self.out_of_step = self.idempotent
+            broker.note("produce_out_of_step")
+            broker.later(broker.latency(), fails, kafka_errors.OutOfOrderSequenceNumber())
+            return acked
+        dice -= weather.out_of_step
+        if dice < weather.produce_error:
+            broker.note("produce_error")
+            error = broker.dice.choice((kafka_errors.NotLeaderForPartitionError, kafka_errors.RequestTimedOutError))
+            broker.later(broker.latency(), fails, error())
+            return acked
+        broker.later(broker.latency(), arrives, dice - weather.produce_error < weather.produce_lost)
+        broker.later(_PRODUCE_TIMEOUT, self._timed_out, acked)
+        return acked
+
+    def _timed_out(self, acked: asyncio.Future[None]) -> None:
+        if not acked.done() and not self.process.dead:
+            self.broker.note("produce_timeout")
+            acked.set_exception(kafka_errors.RequestTimedOutError())
+
+
+class SimApp:
+    """Faust's part: it calls the role's duties in services of its own."""
+
+    def __init__(self, group: str, bootstrap: str, duties: Any) -> None:  # noqa: ARG002  RoleApp's signature
+        self.duties = duties
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        create = asyncio.get_running_loop().create_task
+        self._tasks = [create(self._fetch()), create(self._look())]
+
+    async def _fetch(self) -> None:
+        self.duties.join()
+        await self.duties.fetch()
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            await self.duties.tick()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+
+class SimIntake:
+    """The in-memory channel and its agent."""
+
+    def __init__(self, app: SimApp, take: Callable[[Sequence[Any]], None]) -> None:
+        self._app = app
+        self._take = take
+
+    async def put(self, batches: Sequence[Any]) -> None:
+        await asyncio.sleep(0)
+        try:
+            self._take(batches)
+        except Exception as error:  # noqa: BLE001  top of the agent
+            self._app.duties.crashed(error)
+
+
+async def _sizes(_connection: object, names: Sequence[str]) -> dict[str, int | None]:
+    broker = BROKER[-1]
+    await broker.travel()
+    return {name: broker.limits.get(name, 1 << 20) for name in names}
+
+
+async def _open_producer(_connection: object, _size: int, idempotent: bool) -> tuple[SimProducer, bool]:
+    broker = BROKER[-1]
+    await broker.travel()
+    return SimProducer(idempotent), idempotent
+
+
+async def _close_producer(producer: SimProducer, _budget: float) -> bool:
+    await producer.broker.travel()
+    return True
+
+
+Patch = tuple[str, Callable[..., Any] | Callable[..., Awaitable[Any]]]
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """The role and the publisher meet these instead of aiokafka and Faust."""
+    places: list[Patch] = [
+        ("sluiceway.kafka.group.AIOKafkaConsumer", SimConsumer),
+        ("sluiceway.kafka.consumer.RoleApp", SimApp),
+        ("sluiceway.kafka.consumer.Intake", SimIntake),
+        ("sluiceway.kafka.consumer.sizes", _sizes),
+        ("sluiceway.kafka.publish.sizes", _sizes),
+        ("sluiceway.kafka.publish.open_producer", _open_producer),
+        ("sluiceway.kafka.publish.close_producer", _close_producer),
+    ]
+    patches = [mock.patch(where, part) for where, part in places]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in reversed(patches):
+            patch.stop()

@@ -1,0 +1,146 @@
+"""An asyncio event loop in virtual time, and processes that can be killed or frozen in it.
+
+Time jumps to the next timer; nothing sleeps, nothing opens a socket. A callback belongs to the process that was current
+when it was scheduled. `kill -9` is then exact: not one more callback of that process runs, no `finally`, no
+cancellation. A frozen process keeps its callbacks until it is thawed, with its timers overdue, as after a SIGSTOP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+from heapq import heappop, heappush
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_STILL = 200_000  # callbacks without time going on: something spins
+
+
+class Stalled(Exception):
+    """Nothing is left that could ever happen, or something happens for ever at one instant."""
+
+
+class Process:
+    """One worker process of a world. `dead` for good, `frozen` for a while."""
+
+    __slots__ = ("dead", "frozen", "kept", "name", "thaws")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.dead = self.frozen = False
+        self.thaws = 0
+        self.kept: list[asyncio.Handle] = []
+
+
+PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """Runs what is ready in the order in which it was made ready, then jumps to the next timer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._virtual = 0.0
+        self._corpses: list[asyncio.Task[Any]] = []
+        self.callbacks = 0
+        self.faults: list[str] = []
+        self.set_exception_handler(self._unhandled)
+
+    def time(self) -> float:
+        return self._virtual
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        # Without asyncio's check for a closed loop: what is left of a dead process may still let go of its futures.
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer._scheduled = True
+        self._timers += 1
+        # Of two timers for one instant the one that was set first goes first.
+        heappush(self._scheduled, (when, self._timers, timer))
+        return timer
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._virtual + delay, callback, *args, context=context)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        pass
+
+    def kill(self, process: Process) -> None:
+        """Nothing of the process ever runs again; what it holds is kept unfinished until the loop is closed."""
+        process.dead = True
+        process.kept.clear()
+        self._corpses.extend(asyncio.all_tasks(self))
+
+    def thaw(self, process: Process) -> None:
+        process.frozen = False
+        process.thaws += 1
+        self._ready.extend(process.kept)
+        process.kept.clear()
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        """What `main` returns. Raises Stalled where it can never come back."""
+        try:
+            return self.run_until_complete(main)
+        finally:
+            for task in (*asyncio.all_tasks(self), *self._corpses):
+                task._log_destroy_pending = False
+            self._corpses.clear()
+            self.close()
+            asyncio.set_event_loop(None)
+
+    def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.faults.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+    def _run_once(self) -> None:
+        ready, timers = self._ready, self._scheduled
+        if not ready:
+            while timers and timers[0][2]._cancelled:
+                heappop(timers)
+            if not timers:
+                raise Stalled("nothing is left to happen")
+            self._virtual = max(self._virtual, timers[0][0])
+            self._at_once = 0
+        now = self._virtual
+        while timers and timers[0][0] <= now:
+            timer = heappop(timers)[2]
+            if not timer._cancelled:
+                ready.append(timer)
+        count = len(ready)
+        self._at_once += count
+        self.callbacks += count
+        if self._at_once > _STILL:
+            raise Stalled(f"something spins at {self._virtual:.3f}")
+        for _ in range(count):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            process = handle._context.get(PROCESS)
+            if process is not None:
+                if process.dead:
+                    continue
+                if process.frozen:
+                    process.kept.append(handle)
+                    continue
+            handle._run()
+
+    _at_once = 0
+    _timers = 0
+
+    # What a loop over real files and sockets would do.
+    def _process_events(self, event_list: Any) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        pass

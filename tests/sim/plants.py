@@ -1,0 +1,136 @@
+"""Defects to plant, by name: each changes one place of the code under test as a slip of the pen would.
+
+A defect is a function's own source with one text replaced, so that it follows the code as it grows; a text that is no
+longer there fails loudly, and wants a new defect of that kind. Every one must break a law in some world.
+"""
+
+from __future__ import annotations
+
+import __future__
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+from sluiceway.archive import journal
+from sluiceway.core import cascade, ledger, offsets, retrybudget, stream
+from sluiceway.kafka import committer, consumer, fetch, group, jobs, publish
+from sluiceway.models import pool
+from sluiceway import runner, work  # isort: skip
+
+Slip = tuple[Any, str, str, str]
+"""Owner (class or module), function, the text that stands there, and what is written instead."""
+
+
+def _slipped(owner: Any, name: str, old: str, new: str) -> Any:
+    """The function with `old` replaced by `new`. Raises LookupError where `old` does not stand there."""
+    found = inspect.getattr_static(owner, name)
+    function = found.fget if isinstance(found, property) else found
+    source = textwrap.dedent(inspect.getsource(function))
+    if old not in source:
+        raise LookupError(f"{owner.__name__}.{name} holds no {old!r} any more: plant this defect anew")
+    if isinstance(found, property):
+        source = source.removeprefix("@property\n")
+    module: ModuleType = sys.modules[function.__module__]
+    made: dict[str, Any] = {}
+    code = compile(source.replace(old, new), f"<planted in {name}>", "exec", __future__.annotations.compiler_flag)
+    exec(code, module.__dict__, made)  # noqa: S102  our own source, changed in one place
+    slipped = made[name]
+    return property(slipped) if isinstance(found, property) else slipped
+
+
+@contextmanager
+def _planted(*slips: Slip) -> Iterator[None]:
+    with ExitStack() as stack:
+        for owner, name, old, new in slips:
+            stack.enter_context(mock.patch.object(owner, name, _slipped(owner, name, old, new)))
+        yield
+
+
+def _plant(*slips: Slip) -> Callable[[], AbstractContextManager[None]]:
+    return partial(_planted, *slips)
+
+
+_S, _L, _J, _P = stream.Stream, offsets.OffsetLedger, jobs.RunningJobs, publish.Publisher
+
+PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    # Offsets.
+    "watermark_off_by_one": _plant((_L, "watermark", "self._order[0] if", "self._order[0] + 1 if")),
+    "marker_never_passed": _plant((_L, "reach", "if position > self.position:", "if False:")),
+    "map_read_one_too_far": _plant((_L, "take", "<= offset < self._skip_to", "<= offset <= self._skip_to")),
+    "taken_again": _plant((_L, "take", "if offset < self.position:", "if False:")),
+    "map_one_too_many": _plant((_L, "finished", "ranges.append((edge, offset))", "ranges.append((edge, offset + 1))")),
+    "commit_without_map": _plant(
+        (_S, "commit_due", "encode_finished(offset, held.ledger.finished(), self._metadata_chars)", '("", 0)')
+    ),
+    "map_of_another_commit": _plant((_S, "commit_due", "offset = held.ledger.watermark", "offset = held.ledger.position")),
+    # Epochs.
+    "epoch_ignored_by_fetch": _plant((_S, "fetched", "held.epoch != epoch or ", "")),
+    "fetched_under_an_old_epoch": _plant(  # found by these worlds in September's fetch loop
+        (fetch.FetchLoop, "_fetch", "continue\n        except OutOf", "await asyncio.sleep(0.5)\n            continue\n        except OutOf")
+    ),
+    "epoch_never_ends": _plant((_S, "revoke", "held.gone = True", "held.gone = False")),
+    "publish_after_the_epoch": _plant((_J, "_run", "if job.held.gone:", "if False:")),
+    "commit_by_any_generation": _plant(
+        (group.Group, "commit", "if coordinator.generation != generation:", "if False:")
+    ),
+    "generation_never_asked": _plant(
+        (committer.Committer, "_commit", "self._group.commit(commits, generation,", "self._group.commit(commits, self._group.generation,")
+    ),
+    "started_twice_without_join": _plant((_J, "start", "if self._detached:", "if False:")),
+    # Flow.
+    "span_ignored": _plant(
+        (_S, "wanted", "self.limits.span - held.ledger.span", "self.limits.span"),
+        (_S, "_pauses", "held.ledger.span >= self.limits.span", "False"),
+    ),
+    "jobs_without_limit": _plant((_S, "start", "room = self.limits.jobs - self.running", "room = 10_000")),
+    "dropped_when_full": _plant(
+        (_S, "fetched", "or held.draining:", "or held.draining or self.queued >= self.limits.queue // 2:")
+    ),
+    "not_woken_after_a_pause": _plant(
+        (fetch.FetchLoop, "_something", "timeout=_LOOK", "timeout=None"),
+        (fetch.FetchLoop, "wake", "self._nudged = True", "return"),
+    ),
+    "nothing_started_after_a_settle": _plant((_J, "_sweep", "self.start(self._loop.time())", "pass")),
+    "key_ignored": _plant((_S, "fetched", "if by_key and key is not None:", "if False:")),
+    "line_never_moves": _plant((_S, "settle", "held.queue.append(line.popleft())", "line.popleft()")),
+    "seek_one_too_far": _plant((consumer.RoleConsumer, "_open", "opening.offset)", "opening.offset + 1)")),
+    # Publish, settle, commit.
+    "settled_before_the_ack": _plant(
+        (_P, "submit", "waiting.append(Entry(", "on_ack(ticket, outgoing, None)\n    on_ack = lambda *_: None\n    waiting.append(Entry(")
+    ),
+    "publish_failure_settles": _plant((_P, "_batch_done", "if error is not None:", "if False:")),
+    "publish_failure_forgotten": _plant(
+        (_P, "_batch_failed", "lane.waiting.extendleft(reversed(entries))\n    name", "name")
+    ),
+    "unacked_forgotten_with_its_producer": _plant((_P, "_replace_producer", "if lane.sending:", "if False:")),
+    "commit_failure_taken_for_done": _plant((committer.Committer, "_commit", "if outcome is Committed.DONE:", "if True:")),
+    "commit_never_made_again": _plant((_S, "commit_failed", "self._committing = False", "pass")),
+    "oversize_settles_unpublished": _plant((_J, "_acked", "if result is None:", "if True:")),
+    # Work, runner, cascade.
+    "dead_letter_not_published": _plant(
+        (work.Desk, "_job", "return self._dead(record, Role.JOBS, error, task)", "return None")
+    ),
+    "escalation_not_published": _plant(
+        (
+            work.Desk,
+            "_job",
+            "return self._outgoing(record, await self._runner.run(job))",
+            "made = await self._runner.run(job)\n        return None if isinstance(made, Escalation) else self._outgoing(record, made)",
+        )
+    ),
+    "deadline_moves_with_each_wait": _plant(
+        (cascade.Cascade, "_wait", "if self._now >= self._deadline:", "self._deadline += 60.0\n    if self._now >= self._deadline:")
+    ),
+    "timeout_ignored": _plant((pool.Pool, "_timed", "asyncio.timeout(left)", "asyncio.timeout(None)")),
+    "retry_budget_ignored": _plant((retrybudget.RetryBudget, "wait", "self._balance = min(", "return 0.0\n    self._balance = min(")),
+    "reply_paid_twice": _plant((runner.Runner, "_perform", "if held is not None:", "if False:")),
+    "call_not_on_record": _plant((journal.Journal, "started", "self._store.started(job, call)", "pass")),
+    "cache_reads_unpriced": _plant((ledger, "cost", "usage.input_cache_read", "0 * usage.input_cache_read")),
+}

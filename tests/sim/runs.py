@@ -1,0 +1,103 @@
+"""Many worlds, over the machine's cores, with or without a planted defect, and what they came to together."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from tests.sim.faults import FAULTS
+from tests.sim.plants import PLANTS
+from tests.sim.world import Told, run_world
+
+_CHUNK = 5
+LEAST = 100  # how often each fault and transition happens in a full run
+
+
+@dataclass(slots=True)
+class Tally:
+    """`failed` are the worlds whose laws broke; `seconds` is wall time."""
+
+    worlds: int = 0
+    jobs: int = 0
+    seconds: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+    failed: list[Told] = field(default_factory=list)
+
+    def add(self, told: Told) -> None:
+        self.worlds += 1
+        self.jobs += told.jobs
+        self.counts.update(told.counts)
+        if not told.holds:
+            self.failed.append(told)
+
+    def rare(self) -> dict[str, int]:
+        """What should happen in a full run and did so fewer than `LEAST` times."""
+        return {kind: self.counts[kind] for kind in EXPECTED if self.counts[kind] < LEAST}
+
+    def table(self) -> str:
+        kinds = sorted({*EXPECTED, *self.counts})
+        width = max(map(len, kinds))
+        rows = [f"  {kind:<{width}} {self.counts[kind]:>9,}" for kind in kinds]
+        rate = self.worlds / max(self.seconds, 1e-9) * 60
+        rows.append(
+            f"{self.worlds:,} worlds, {self.jobs:,} jobs in {self.seconds:.0f} s: {rate:,.0f} worlds a minute,"
+            f" {len(self.failed)} broke a law"
+        )
+        return "\n".join(rows)
+
+
+EXPECTED = (
+    *(f"fault_{name}" for name in FAULTS),
+    *("kill", "thawed", "left", "rebalance", "thrown_out", "started", "stopped_clean", "stopped_unclean"),
+    *("commit_ok", "commit_error", "commit_answer_lost", "commit_unknown_member", "commit_metadata_too_large"),
+    *("produce_error", "produce_ack_lost", "produce_timeout", "produce_out_of_step"),
+    *("fetch_error", "offsets_error", "fetched_again", "gap", "marker", "published_twice"),
+    *("model_answered", "model_uncertain", "model_malformed", "model_declined", "model_fail", "model_overloaded"),
+    *("model_hang", "model_slow", "model_invalid"),
+    *("job_poison", "job_silence", "job_big", "job_undecodable", "job_unknown_task", "job_too_large", "job_tombstone"),
+    *("dead_letter", "notice_revoked", "notice_assigned", "notice_commit_retried", "notice_commit_metadata_refused"),
+    *("notice_publish_retried", "notice_producer_replaced", "notice_fetch_retried", "notice_offsets_unread"),
+    *("pause_jobs", "pause_bytes", "pause_span", "pause_map", "pause_drain"),
+)
+"""Faults and transitions that a full run must have seen."""
+
+
+def run(seeds: Iterable[int], *, plant: str | None = None, processes: int | None = None) -> Tally:
+    """Runs a world for each seed."""
+    begin = time.perf_counter()
+    tally = Tally()
+    for told in _each(list(seeds), plant, processes or os.cpu_count() or 1):
+        tally.add(told)
+    tally.seconds = time.perf_counter() - begin
+    return tally
+
+
+def caught(plant: str, seeds: Iterable[int]) -> Told | None:
+    """The first world of the seeds in which the planted defect breaks a law."""
+    with PLANTS[plant]():
+        return next((told for seed in seeds if not (told := run_world(seed)).holds), None)
+
+
+def _one(task: tuple[int, str | None]) -> Told:
+    seed, plant = task
+    with PLANTS[plant]() if plant else nullcontext():
+        told = run_world(seed)
+    if seed % 20 == 0:
+        gc.collect()
+    return told
+
+
+def _each(seeds: list[int], plant: str | None, processes: int) -> Iterator[Told]:
+    tasks = [(seed, plant) for seed in seeds]
+    if processes == 1 or len(tasks) <= _CHUNK:
+        yield from map(_one, tasks)
+        return
+    # Spawned, not forked: pytest and its plugins may have threads.
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap_unordered(_one, tasks, chunksize=_CHUNK)

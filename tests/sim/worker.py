@@ -1,0 +1,263 @@
+"""A worker process of a world: the real roles, publisher, pool, runner, desk and journal, as `worker.py` joins them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sluiceway.archive.journal import Journal
+from sluiceway.clock import WallClock
+from sluiceway.core.call import Call, Reply
+from sluiceway.core.cascade import Role
+from sluiceway.core.errors import Bug
+from sluiceway.core.job import Job
+from sluiceway.kafka.consumer import RoleConsumer
+from sluiceway.kafka.publish import Publisher
+from sluiceway.kafka.role import RoleSettings
+from sluiceway.kafka.security import read_connection
+from sluiceway.kafka.start import From, Start
+from sluiceway.ports import Outgoing, Record, Work
+from sluiceway.runner import Runner
+from sluiceway.work import Desk
+from tests.sim import models
+from tests.sim.loop import PROCESS, Process
+from tests.support.core import Letters
+from tests.support.evidence import Place
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+FROM = "sim-from"  # the header that says which run of which record an outgoing record comes from
+_STOP = 8.0  # seconds of a stop's budget
+_CONNECTIONS = {
+    idempotent: read_connection("sim:9092", [f"enable.idempotence={str(idempotent).lower()}"])
+    for idempotent in (True, False)
+}
+
+
+class SimStore:
+    """The local store of one instance: what was flushed outlives the process, what was not is gone with it."""
+
+    def __init__(self) -> None:
+        self.calls: dict[tuple[str, ...], Reply | None] = {}
+        self.open: Counter[tuple[str, ...]] = Counter()
+        self._pending: list[tuple[str, tuple[str, ...], Reply | None]] = []
+        self.twice: list[str] = []
+
+    def opened(self) -> int:
+        """A new process begins: how many calls the one before it has lost."""
+        self._pending.clear()
+        lost = self.open.total()
+        self.open.clear()
+        return lost
+
+    @staticmethod
+    def _key(job: Job, call: Call) -> tuple[str, ...]:
+        return job.origin, job.id, call.model.name, call.request.user, str(call.draw)
+
+    def reply(self, job: Job, call: Call) -> Reply | None:
+        key = self._key(job, call)
+        for kind, pending, reply in reversed(self._pending):
+            if pending == key and kind == "ended":
+                return reply
+        return self.calls.get(key)
+
+    def on_record(self, call: Call) -> bool:
+        """Whether the file knows that such a call is under way."""
+        return self.open[call.job_id, call.model.name, call.request.user, str(call.draw)] > 0
+
+    def started(self, job: Job, call: Call) -> None:
+        key = self._key(job, call)
+        if self.calls.get(key) is not None:
+            self.twice.append(f"{job.id} at {call.model.name}")
+        self._pending.append(("started", key, None))
+
+    def ended(self, job: Job, call: Call, reply: Reply | None) -> None:
+        self._pending.append(("ended", self._key(job, call), reply))
+
+    def flush(self) -> None:
+        for kind, key, reply in self._pending:
+            self.open[key[1:]] += 1 if kind == "started" else -1
+            if kind == "ended":
+                self.calls[key] = reply
+        self._pending.clear()
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of a record's work in one process. `void`: its epoch had ended when it was done."""
+
+    number: int
+    place: Place
+    process: Process
+    void: bool = False
+    outgoing: bool = False
+    appended: int = 0
+    dead: bool = False
+
+
+class Notes:
+    """The role's meter: notices become transitions to count and lines of the story."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self._world = world
+        self._name = name
+
+    def taken(self, group: str, topic: str, count: int) -> None:
+        pass
+
+    def settled(self, group: str, topic: str, count: int) -> None:
+        pass
+
+    def notice(self, event: str, **fields: str | int | float) -> None:
+        self._world.note("notice_" + event, worker=self._name, **fields)
+
+
+class _Finished:
+    def finished(self, record: object, *, known: int) -> None:
+        pass
+
+
+class SimWorker:
+    """One process from its start to its end. `asked` is its SIGTERM."""
+
+    def __init__(self, world: World, name: str, store: SimStore) -> None:
+        self.world = world
+        self.store = store
+        self.process = Process(name)
+        self.consumers: list[RoleConsumer] = []
+        self.active: dict[Place, Run] = {}
+        self.keys: Counter[tuple[str, int, bytes]] = Counter()
+        self.asked = asyncio.Event()
+        self.began = world.loop.time()
+        self.publisher: Publisher | None = None
+
+    def start(self) -> None:
+        context = contextvars.copy_context()
+        context.run(PROCESS.set, self.process)
+        self.world.loop.create_task(self._life(), context=context)
+
+    async def _life(self) -> None:
+        code = 1
+        try:
+            code = await self._work()
+        except Exception as error:  # noqa: BLE001  top of the process
+            self.world.breach("L8 progress", f"{self.process.name} fell over: {error!r}")
+        self.world.exited(self, code)
+
+    async def _work(self) -> int:
+        world = self.world
+        world.lost_calls += self.store.opened()
+        topics, setup = world.topics, world.setup
+        connection = _CONNECTIONS[setup.idempotent]
+        notes = Notes(world, self.process.name)
+        clock = WallClock()
+        pool = models.pool(world.policy, world.models, clock, self.store.on_record)
+        runner = Runner(
+            world.policy,
+            pool,
+            clock=clock,
+            tokens=Letters(),
+            meter=_Finished(),
+            secret=b"a secret of sixteen",
+            journal=Journal(self.store),  # type: ignore[arg-type]  # a store in memory
+        )
+        self.publisher = publisher = Publisher(connection, topics.written, meter=notes)
+        await publisher.start()
+        desk = Desk(runner, topics, "sim", lambda *_: world.note("dead_letter"), lambda _: None)
+        for role in Role:
+            settings = RoleSettings(
+                group=topics.groups[role],
+                topics=topics.read_by(role),
+                limits=setup.limits,
+                start=Start(From.EARLIEST),
+                stop_budget=_STOP,
+                commit_timeout=2.0,
+            )
+            instead = desk.oversize(role)
+            consumer = RoleConsumer(
+                connection,
+                settings,
+                self._watched(desk.work(role), len(self.consumers)),
+                publisher,
+                notes,
+                lambda record, outgoing, limit, instead=instead: _tagged(
+                    instead(record, outgoing, limit), dict(outgoing.headers)[FROM] or b""
+                ),
+            )
+            self.consumers.append(consumer)
+        for consumer in self.consumers:
+            await consumer.start()
+        asked = asyncio.ensure_future(self.asked.wait())
+        faults = [asyncio.ensure_future(part.failed()) for part in (*self.consumers, publisher)]
+        done, _ = await asyncio.wait([asked, *faults], return_when=asyncio.FIRST_COMPLETED)
+        code = 0
+        for fault in faults:
+            if fault in done:
+                code = 1
+                world.failed(self, fault.result())
+            fault.cancel()
+        asked.cancel()
+        begin = world.loop.time()
+        clean = await asyncio.gather(*(consumer.stop(_STOP) for consumer in self.consumers), return_exceptions=True)
+        await publisher.stop(2.0)
+        took = world.loop.time() - begin
+        if took > _STOP + 4.0 and not self.process.frozen and world.loop.time() - world.thawed_at > _STOP + 6.0:
+            world.breach("L8 progress", f"{self.process.name} took {took:.1f} s to stop")
+        world.note("stopped_clean" if clean == [True, True] else "stopped_unclean", worker=self.process.name)
+        return code
+
+    def _watched(self, work: Work, number: int) -> Work:
+        """The work, with its runs told to the world and its outgoing record marked with where it comes from."""
+        world, process = self.world, self.process
+        by_key = world.setup.limits.order.value == "key"
+
+        async def run(record: Record) -> Outgoing | None:
+            place = Place(record.topic, record.partition, record.offset)
+            it = world.began(self, place)
+            begin, thaws = world.loop.time(), process.thaws
+            models.RUN.set(it.number)
+            key = (record.topic, record.partition, record.key or b"")
+            if place in self.active:
+                world.breach("L3 one outcome", f"{place} was started twice at once in {process.name}")
+            self.active[place] = it
+            if by_key and record.key is not None:
+                if self.keys[key]:
+                    world.breach("order", f"two jobs of key {record.key!r} ran at once in {process.name}")
+                self.keys[key] += 1
+            try:
+                outgoing = await work(record)
+            finally:
+                if self.active.get(place) is it:
+                    del self.active[place]
+                if by_key and record.key is not None:
+                    self.keys[key] -= 1
+            took = world.loop.time() - begin
+            if took > world.deadline and thaws == process.thaws:
+                world.breach("L8 progress", f"{place} took {took:.1f} s, past its deadline")
+            if outgoing is None:
+                world.answered.add(place)
+                return None
+            stream = self.consumers[number]._stream
+            it.void = stream.epoch((record.topic, record.partition)) is None  # type: ignore[arg-type]  # an equal pair
+            it.outgoing = not it.void
+            return _tagged(outgoing, str(it.number).encode())
+
+        return run
+
+
+def _tagged(outgoing: Outgoing, run: bytes) -> Outgoing:
+    kept = tuple(pair for pair in outgoing.headers if pair[0] != FROM)
+    return replace(outgoing, headers=(*kept, (FROM, run)))
+
+
+def run_of(headers: tuple[tuple[str, bytes | None], ...]) -> int:
+    found: Mapping[str, bytes | None] = dict(headers)
+    tag = found.get(FROM)
+    if tag is None:
+        raise Bug("an outgoing record without its mark")
+    return int(tag)

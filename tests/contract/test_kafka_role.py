@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from aiokafka.consumer.fetcher import Fetcher
 from tests.support.roles import Works, World, ids, repeats, until
 from tests.support.topics import Address
 
@@ -70,6 +71,17 @@ async def test_a_second_member_takes_over_partitions_and_nothing_is_lost(world: 
     assert repeats(found) == 0
 
 
+async def test_a_member_that_joins_takes_no_more_than_its_share_and_the_rest_stays_where_it_was(world: World) -> None:
+    async with world.publisher() as publisher, world.role(Works(world.results), publisher) as first:
+        await until(lambda: len(first.stats().partitions) == 4)
+        async with world.role(Works(world.results), publisher) as second:
+            await until(lambda: len(first.stats().partitions) == len(second.stats().partitions) == 2)
+            kept = {row.partition for row in first.stats().partitions}
+            async with world.role(Works(world.results), publisher) as third:
+                await until(lambda: third.stats().partitions and first.stats().partitions and second.stats().partitions)
+                assert {row.partition for row in first.stats().partitions} <= kept
+
+
 async def test_rebalances_under_full_load_never_leave_a_partition_held_and_idle(world: World) -> None:
     """The hang of faust-traps 19: a hand-over that a rebalance had cancelled left partitions held, nothing consumed."""
     limits = Limits(jobs=100, queue=100, commit_interval=0.2)
@@ -126,6 +138,24 @@ async def test_work_that_raises_stops_the_role_with_its_job_unsettled(world: Wor
         await until(lambda: heir.stats().settled >= 1)
         await heir.stop(5.0)
     assert works.journal[-1] == b"bad"
+
+
+async def test_a_fetch_that_has_died_inside_aiokafka_stops_the_role(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its task ends, nobody is told, heartbeats go on: the partitions would stay held with nothing consumed."""
+
+    def dies(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with world.publisher() as publisher, world.role(Works(world.results), publisher) as role:
+        await until(lambda: role.ready()[0] and role.stats().partitions)
+        monkeypatch.setattr(Fetcher, "_get_actions_per_node", dies)
+        async with asyncio.timeout(20):
+            error = await role.failed()
+        monkeypatch.undo()
+        assert isinstance(error, InputError)
+        assert error.reason == "group"
 
 
 async def test_a_job_with_nothing_to_write_is_settled(world: World) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from aiokafka import ConsumerRecord
 
 from sluiceway.core.errors import InputError
-from sluiceway.core.stream import Stream
+from sluiceway.core.stream import Partition, Stream
 from sluiceway.kafka.agents import Batch, Intake
 from sluiceway.kafka.group import Group, OutOfRangeError, UnansweredError
 from sluiceway.kafka.meter import Meter
@@ -44,6 +44,7 @@ class FetchLoop:
         self._nudge: asyncio.Future[None] | None = None
         self._nudged = False
         self._stopping = False
+        self._not_before: dict[Partition, float] = {}  # partitions whose last fetch failed
 
     async def run(self) -> None:
         try:
@@ -72,11 +73,13 @@ class FetchLoop:
         for partition, epoch, count in self._stream.wanted():
             if not room:
                 break
+            if self._not_before and self._not_before.get(partition, 0.0) > self._loop.time():
+                continue
             try:
                 records, position = await self._group.fetch(partition, min(count, room))
             except UnansweredError as error:
                 self._meter.notice("fetch_retried", topic=partition.topic, error=str(error))
-                await asyncio.sleep(self._settings.retry_pause)
+                self._not_before[partition] = self._loop.time() + self._settings.retry_pause
                 continue
             except OutOfRangeError as error:
                 self._fail(
@@ -98,12 +101,16 @@ class FetchLoop:
             self._nudged = False
             await asyncio.sleep(0)
             return
+        if (error := self._group.broken()) is not None and not self._stopping:
+            self._broken(error)
+            await asyncio.sleep(self._settings.retry_pause)
+            return
         arrival = self._group.arrival()
         self._nudge = self._loop.create_future()
         try:
             await asyncio.wait([arrival, self._nudge], timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
-            if arrival.done() and (error := arrival.exception()) is not None:
-                self._broken(error)
+            if arrival.done() and (fault := arrival.exception()) is not None:
+                self._broken(fault)
                 await asyncio.sleep(self._settings.retry_pause)
         finally:
             arrival.cancel()

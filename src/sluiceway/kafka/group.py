@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, OffsetAndMetadata, TopicP
 from aiokafka import errors as kafka_errors
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 from sluiceway.core.errors import InputError
 from sluiceway.core.stream import Commit, Partition
@@ -78,6 +79,9 @@ class Group:
     def __init__(self, connection: Connection, group: str, instance: str | None, fetch_bytes: int) -> None:
         arguments = connection.consumer()
         arguments["max_partition_fetch_bytes"] = max(arguments["max_partition_fetch_bytes"], fetch_bytes)
+        # A partition that stays with its owner keeps its running calls: a rebalance then pays for fewer twice. The
+        # assignor keeps its state in its class, so each member has a class of its own.
+        self._assignor: Any = type("Sticky", (StickyPartitionAssignor,), {"member_assignment": None, "generation": -1})
         arguments["fetch_max_bytes"] = max(arguments["fetch_max_bytes"], fetch_bytes)
         self._consumer = AIOKafkaConsumer(
             **arguments,
@@ -88,7 +92,7 @@ class Group:
             isolation_level="read_committed",  # aborted jobs must not be paid for
             # With all partitions paused aiokafka thinks itself idle and would leave the group.
             max_poll_interval_ms=_DAY_MS,
-            partition_assignment_strategy=[RoundRobinPartitionAssignor],
+            partition_assignment_strategy=[self._assignor, RoundRobinPartitionAssignor],
         )
         self.name = group
         self._bootstrap = connection.bootstrap
@@ -110,7 +114,12 @@ class Group:
         assigned: Callable[[list[Partition]], None],
     ) -> None:
         """Join the group. `revoking` starts at once and may take its time; `assigned` only takes note."""
-        self._consumer.subscribe(topics=list(topics), listener=_Listener(revoking, assigned))
+
+        def noted(partitions: list[Partition]) -> None:
+            self._assignor.on_generation_assignment(self.generation)  # aiokafka forgets to
+            assigned(partitions)
+
+        self._consumer.subscribe(topics=list(topics), listener=_Listener(revoking, noted))
 
     async def stop(self, budget: float) -> bool:
         """Leave the group and disconnect; False if that took longer than `budget` seconds and was cut short."""
@@ -163,8 +172,21 @@ class Group:
         except (kafka_errors.ConsumerStoppedError, kafka_errors.IllegalStateError):
             return [], None
         except kafka_errors.KafkaError as error:
-            raise UnansweredError(repr(error)) from None
+            if error.retriable:
+                raise UnansweredError(repr(error)) from None
+            raise InputError(
+                "fetch", f"{partition.topic}[{partition.partition}] at {self.position(partition)}: {error!r}."
+                " Mend: look at this record's batch (codec, checksum) with kafka-dump-log"
+            ) from None  # fmt: skip
         return found.get(tp, []), self.position(partition)
+
+    def broken(self) -> BaseException | None:
+        """Why aiokafka has silently stopped to fetch or to coordinate; None while it does both."""
+        for task in (self._consumer._fetcher._fetch_task, self._consumer._coordinator._coordination_task):
+            if task is not None and task.done() and not task.cancelled():
+                error: BaseException | None = task.exception()
+                return error or kafka_errors.ConsumerStoppedError()
+        return None
 
     def position(self, partition: Partition) -> int | None:
         """The next offset to be fetched; None where it is not set."""

@@ -33,17 +33,18 @@ class Probes:
         app.router.add_get("/healthz", self._readiness)
         self._server = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._server.setup()
+        taken: str | None = None
         # A second worker on a host must not fail for a port that nobody asked for.
         for port in (PORT, 0) if self._wanted is None else (self._wanted,):
             try:
                 await web.TCPSite(self._server, None, port, shutdown_timeout=0.5).start()
             except OSError as error:
-                taken = error
+                taken = error.strerror
                 continue
             self.port = self._server.addresses[0][1]
             return
         await self.stop()
-        raise InputError("metrics_port", f"port {self._wanted}: {taken.strerror}. Mend: another --metrics-port")
+        raise InputError("metrics_port", f"port {self._wanted}: {taken}. Mend: another --metrics-port")
 
     async def stop(self) -> None:
         if self._server is not None:

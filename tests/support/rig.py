@@ -48,7 +48,7 @@ OUTCOMES = (RESULTS, REVIEWS, DEAD_LETTERS)
 
 KEYS = {"OPENAI_API_KEY": "sk-canary-openai", "ANTHROPIC_API_KEY": "sk-canary-anthropic"}
 SETTINGS = {
-    "apache": ("session.timeout.ms=6000", "heartbeat.interval.ms=500", "rebalance.timeout.ms=6000"),
+    "apache": ("session.timeout.ms=10000", "heartbeat.interval.ms=500", "rebalance.timeout.ms=6000"),
     "embedded": tuple(f"{name}={value}" for name, value in embedded.SETTINGS.items()),
 }
 """What every client here sets, by kind of broker: sessions short enough for a test."""

@@ -18,6 +18,7 @@ from sluiceway.cli.app import app
 from sluiceway.core import catalog, task
 from sluiceway.core.outcome import DeadLetterReason, RefusalReason, ReviewReason
 from sluiceway.core.policy import PolicySpec
+from sluiceway.core.sharing import Sharing
 from sluiceway.core.rule import FACTS
 from sluiceway.core.trail import EscalationReason
 from sluiceway.policyfile import read_policy
@@ -31,6 +32,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "Top level": PolicySpec,
+    "Sharing": Sharing,
     "A model": catalog.Model,
     "An endpoint": catalog.Endpoint,
     "Params": catalog.Params,

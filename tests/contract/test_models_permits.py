@@ -161,3 +161,14 @@ async def test_headers_of_both_families_bound_what_is_sent() -> None:
             kinds = Counter(each.detail for each in found if isinstance(each, Failure))
             assert kinds["no_permit"] >= 50
             assert len(fake.journal.entries) <= 8
+
+
+async def test_calls_cut_short_by_their_jobs_own_deadline_do_not_count_against_the_endpoint() -> None:
+    """Jobs that waited to their last moment would else shut an endpoint that is as fast as ever."""
+    async with FakeModels(lambda _: replace(ANSWER, delay=0.3)) as fake:
+        one = model(fake.url)
+        async with opened(one) as pool:
+            assert isinstance(await pool.call(job(one, 0)), Reply)
+            late = await asyncio.gather(*(pool.call(job(one, number, seconds=0.05)) for number in range(1, 12)))
+            assert {found.detail for found in late if isinstance(found, Failure)} == {"timeout"}
+            assert isinstance(await pool.call(job(one, 99)), Reply)

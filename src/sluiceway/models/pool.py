@@ -128,11 +128,19 @@ class Pool:
         ended = Ended(Ending.IGNORED)  # cancelled, unless it comes to an end of its own
         try:
             result, told = await self._timed(call, endpoint)
-            ended = _ended(result, told, endpoint)
+            if not self._cut_short(result, line.permits.endpoints[permit.endpoint]):
+                ended = _ended(result, told, endpoint)
         finally:
             line.end(permit, ended)
         line.note(call.job_id, permit.endpoint, failed=isinstance(result, Failure))
         return result
+
+    @staticmethod
+    def _cut_short(result: Reply | Failure, allowance: Allowance) -> bool:
+        """Whether the job's own deadline ended the call before the endpoint could have answered: not its fault."""
+        usual = allowance.latency
+        timed_out = isinstance(result, Failure) and result.detail == TIMEOUT
+        return timed_out and usual is not None and result.seconds < 2 * usual
 
     def _not_called(self, got: Barred | None, endpoints: tuple[Serves, ...]) -> Failure:
         origin = endpoints[0].origin

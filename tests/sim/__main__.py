@@ -1,4 +1,4 @@
-"""`python -m tests.sim --worlds N --seed S [--plant NAME]`: runs seeded worlds, prints counts, and stories that broke."""
+"""`python -m tests.sim --worlds N --seed S [--plant NAME]`: runs seeded worlds, prints counts, and what broke."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
+
 from tests.sim.loop import VirtualLoop
 from tests.support.evidence import Place
 from tests.support.topics import Seen
@@ -28,18 +29,22 @@ Note = Callable[..., None]
 
 @dataclass(slots=True)
 class Weather:
-    """What is likely now, each a probability; `bad()` is what a storm of that kind makes of it."""
+    """What is likely now, each a probability: a little of all, until the world heals."""
 
-    commit_error: float = 0.0
-    commit_lost: float = 0.0  # applied, and the answer never comes
-    produce_error: float = 0.0
-    produce_lost: float = 0.0  # appended, and the ack never comes
-    out_of_step: float = 0.0
-    fetch_error: float = 0.0
-    offsets_error: float = 0.0
-    refetch: float = 0.0  # records come again below the position
-    gap: float = 0.0
+    commit_error: float = 0.02
+    commit_lost: float = 0.02  # applied, and the answer never comes
+    produce_error: float = 0.01
+    produce_lost: float = 0.01  # appended, and the ack never comes
+    out_of_step: float = 0.002
+    fetch_error: float = 0.02
+    offsets_error: float = 0.02
+    refetch: float = 0.02  # records come again below the position
+    gap: float = 0.03
     paused_until: float = 0.0
+
+    @classmethod
+    def fair(cls) -> Weather:
+        return cls(*[0.0] * 10)
 
 
 class Log:
@@ -278,9 +283,7 @@ class Broker:
             if joined is not None:
                 self.later(self.latency(), _resolve, joined, (it.generation, shares[name]))
 
-    def commit(
-        self, group: str, name: str, generation: int, offsets: Mapping[TopicPartition, tuple[int, str]]
-    ) -> str:
+    def commit(self, group: str, name: str, generation: int, offsets: Mapping[TopicPartition, tuple[int, str]]) -> str:
         """What Kafka answers: `ok`, `unknown_member`, `illegal_generation` or `metadata_too_large`."""
         it = self.group(group)
         if name not in it.members:
@@ -294,6 +297,10 @@ class Broker:
             it.committed[tp] = made
             self.was_committed(group, tp, made)
         return "ok"
+
+
+BROKER: list[Broker] = []
+"""The cluster of the world that runs."""
 
 
 def _resolve(future: asyncio.Future[Any], result: Any) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tests.sim.models import Moods
 
 if TYPE_CHECKING:
-    from tests.sim.world import World
     from tests.sim.worker import SimWorker
+    from tests.sim.world import World
 
 Fault = Callable[["World", Random], None]
 
@@ -87,9 +87,11 @@ def storm(world: World, dice: Random) -> None:
 
 def _weather(field: str, low: float, high: float) -> Fault:
     def change(world: World, dice: Random) -> None:
-        setattr(world.broker.weather, field, dice.uniform(low, high))
         weather = world.broker.weather
-        world.broker.later(dice.uniform(2.0, 7.0), setattr, weather, field, 0.0)
+        usual = getattr(type(weather)(), field)
+        setattr(weather, field, dice.uniform(low, high))
+        # A healed world has another weather by then.
+        world.broker.later(dice.uniform(2.0, 7.0), setattr, weather, field, usual)
 
     return change
 

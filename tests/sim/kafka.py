@@ -14,20 +14,13 @@ from unittest import mock
 
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka import errors as kafka_errors
-from tests.sim.broker import Broker, Member
-from tests.sim.loop import PROCESS, Process
+
+from tests.sim.broker import BROKER, Member
+from tests.sim.loop import current
+from tests.sim.producer import SimProducer
 from tests.support.topics import Seen
 
-BROKER: list[Broker] = []  # the cluster of the world that runs
-
-_TICK = 0.25  # seconds between looks at what is to be committed
-_PRODUCE_TIMEOUT = 3.0
-
-
-def _process() -> Process:
-    process = PROCESS.get()
-    assert process is not None, "a client outside of any process"
-    return process
+_TICK = 0.4  # seconds between looks at what is to be committed
 
 
 class _Position:
@@ -121,7 +114,7 @@ class SimConsumer:
 
     def __init__(self, *, group_id: str, **_arguments: object) -> None:
         self.broker = BROKER[-1]
-        self.process = _process()
+        self.process = current()
         self.group = group_id
         self.topics: Sequence[str] = ()
         self._subscription = _Subscription()
@@ -187,7 +180,11 @@ class SimConsumer:
     # -- fetching -----------------------------------------------------------------------------------------------
 
     async def getmany(
-        self, tp: TopicPartition, *, timeout_ms: int, max_records: int  # noqa: ARG002  aiokafka's signature
+        self,
+        tp: TopicPartition,
+        *,
+        timeout_ms: int,  # noqa: ARG002  aiokafka's signature
+        max_records: int,
     ) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
         state = self._subscription.assignment.state_value(tp)
         if state is None:
@@ -251,89 +248,6 @@ def _as_fetched(seen: Seen) -> ConsumerRecord[bytes, bytes]:
     )
 
 
-class _Batch:
-    """aiokafka's batch builder: it is full at a number of records here."""
-
-    def __init__(self, most: int) -> None:
-        self.records: list[tuple[bytes | None, bytes | None, tuple[tuple[str, bytes | None], ...]]] = []
-        self._most = most
-
-    def append(
-        self,
-        *,
-        key: bytes | None,
-        value: bytes | None,
-        timestamp: int | None,  # noqa: ARG002  aiokafka's signature
-        headers: Sequence[tuple[str, bytes | None]],
-    ) -> object | None:
-        if len(self.records) >= self._most:
-            return None
-        self.records.append((key, value, tuple(headers)))
-        return self
-
-
-class SimProducer:
-    """Sends batches. What has left arrives, whatever becomes of the process."""
-
-    def __init__(self, idempotent: bool) -> None:
-        self.broker = BROKER[-1]
-        self.process = _process()
-        self.idempotent = idempotent
-        self.out_of_step = False
-        self.client = self
-
-    async def partitions_for(self, topic: str) -> set[int]:
-        await self.broker.travel()
-        return set(range(len(self.broker.topics[topic])))
-
-    def create_batch(self) -> _Batch:
-        return _Batch(self.broker.dice.choice((1, 5, 200)))
-
-    async def send_batch(self, batch: _Batch, topic: str, *, partition: int) -> asyncio.Future[None]:
-        broker, weather = self.broker, self.broker.weather
-        await asyncio.sleep(0)
-        acked: asyncio.Future[None] = broker.loop.create_future()
-
-        def fails(error: BaseException) -> None:
-            if not acked.done() and not self.process.dead:
-                acked.set_exception(error)
-
-        def arrives(lost: bool) -> None:
-            limit = broker.limits.get(topic)
-            if limit is not None and any(len(value or b"") > limit for _, value, _ in batch.records):
-                broker.note("produce_too_large")
-                self.out_of_step = self.idempotent
-                fails(kafka_errors.MessageSizeTooLargeError())
-                return
-            for key, value, headers in batch.records:
-                broker.append(topic, partition, key, value, headers, broker.loop.time())
-            if lost:
-                broker.note("produce_ack_lost", topic=topic, records=len(batch.records))
-            elif not acked.done():
-                broker.later(0.001, lambda: None if acked.done() else acked.set_result(None))
-
-        dice = broker.dice.random()
-        if self.out_of_step or dice < weather.out_of_step:
-            self.out_of_step = self.idempotent
-            broker.note("produce_out_of_step")
-            broker.later(broker.latency(), fails, kafka_errors.OutOfOrderSequenceNumber())
-            return acked
-        dice -= weather.out_of_step
-        if dice < weather.produce_error:
-            broker.note("produce_error")
-            error = broker.dice.choice((kafka_errors.NotLeaderForPartitionError, kafka_errors.RequestTimedOutError))
-            broker.later(broker.latency(), fails, error())
-            return acked
-        broker.later(broker.latency(), arrives, dice - weather.produce_error < weather.produce_lost)
-        broker.later(_PRODUCE_TIMEOUT, self._timed_out, acked)
-        return acked
-
-    def _timed_out(self, acked: asyncio.Future[None]) -> None:
-        if not acked.done() and not self.process.dead:
-            self.broker.note("produce_timeout")
-            acked.set_exception(kafka_errors.RequestTimedOutError())
-
-
 class SimApp:
     """Faust's part: it calls the role's duties in services of its own."""
 
@@ -368,7 +282,9 @@ class SimIntake:
         self._take = take
 
     async def put(self, batches: Sequence[Any]) -> None:
-        await asyncio.sleep(0)
+        dice = BROKER[-1].dice
+        # The agent has its turn soon, and at times late: the epoch may have ended by then.
+        await asyncio.sleep(0.3 * dice.random() if dice.random() < 0.04 else 0)
         try:
             self._take(batches)
         except Exception as error:  # noqa: BLE001  top of the agent

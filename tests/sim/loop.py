@@ -18,7 +18,7 @@ T = TypeVar("T")
 _STILL = 200_000  # callbacks without time going on: something spins
 
 
-class Stalled(Exception):
+class StalledError(Exception):
     """Nothing is left that could ever happen, or something happens for ever at one instant."""
 
 
@@ -35,6 +35,13 @@ class Process:
 
 
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+def current() -> Process:
+    """The process whose code runs."""
+    process = PROCESS.get()
+    assert process is not None, "no process is at work here"
+    return process
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -90,7 +97,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         process.kept.clear()
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
-        """What `main` returns. Raises Stalled where it can never come back."""
+        """What `main` returns. Raises StalledError where it can never come back."""
         try:
             return self.run_until_complete(main)
         finally:
@@ -109,7 +116,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             while timers and timers[0][2]._cancelled:
                 heappop(timers)
             if not timers:
-                raise Stalled("nothing is left to happen")
+                raise StalledError("nothing is left to happen")
             self._virtual = max(self._virtual, timers[0][0])
             self._at_once = 0
         now = self._virtual
@@ -121,7 +128,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._at_once += count
         self.callbacks += count
         if self._at_once > _STILL:
-            raise Stalled(f"something spins at {self._virtual:.3f}")
+            raise StalledError(f"something spins at {self._virtual:.3f}")
         for _ in range(count):
             handle = ready.popleft()
             if handle._cancelled:

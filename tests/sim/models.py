@@ -23,7 +23,7 @@ from sluiceway.models.pool import Pool, Served
 from sluiceway.models.transport import Transport
 from sluiceway.ports import Clock
 from tests.sim.broker import Note
-from tests.sim.loop import PROCESS
+from tests.sim.loop import current
 from tests.support.core import LABELS
 from tests.support.fake_journal import JournalEntry, Metered
 
@@ -70,9 +70,7 @@ class SimModels:
         loop, dice = asyncio.get_running_loop(), self.dice
         name, number = call.model.name, len(self.entries)
         moods = self.moods.setdefault(name, Moods())
-        process = PROCESS.get()
-        assert process is not None, "a call outside of any process"
-        self.called.setdefault((process.name, name), []).append((loop.time(), call.job_id))
+        self.called.setdefault((current().name, name), []).append((loop.time(), call.job_id))
         if clock.now() > call.deadline + 0.01:
             self.late.append(f"{call.job_id} called {name} {clock.now() - call.deadline:.2f} s after its deadline")
         if not on_record(call):
@@ -84,7 +82,19 @@ class SimModels:
         metered = Metered(100 + number % 7, 20, 0, 0, 5, number % 3) if billed else None
         self.entries.append(
             JournalEntry(
-                loop.time(), name, number, "POST", "/", name, "", "", 0, what, 200, response_id if billed else "", metered
+                loop.time(),
+                name,
+                number,
+                "POST",
+                "/",
+                name,
+                "",
+                "",
+                0,
+                what,
+                200,
+                response_id if billed else "",
+                metered,
             )
         )
         if metered is not None:

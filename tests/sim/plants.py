@@ -5,7 +5,6 @@ longer there fails loudly, and wants a new defect of that kind. Every one must b
 """
 
 from __future__ import annotations
-
 import __future__
 
 import inspect
@@ -20,8 +19,9 @@ from unittest import mock
 
 from sluiceway.archive import journal
 from sluiceway.core import cascade, ledger, offsets, retrybudget, stream
-from sluiceway.kafka import committer, consumer, fetch, group, jobs, publish
+from sluiceway.kafka import committer, consumer, fetch, jobs, publish
 from sluiceway.models import pool
+
 from sluiceway import runner, work  # isort: skip
 
 Slip = tuple[Any, str, str, str]
@@ -63,25 +63,32 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     # Offsets.
     "watermark_off_by_one": _plant((_L, "watermark", "self._order[0] if", "self._order[0] + 1 if")),
     "marker_never_passed": _plant((_L, "reach", "if position > self.position:", "if False:")),
-    "map_read_one_too_far": _plant((_L, "take", "<= offset < self._skip_to", "<= offset <= self._skip_to")),
+    "map_read_one_too_far": _plant(
+        (offsets, "_ranges", "edge + gap + length))", "edge + gap + length + 1))"),
+        (offsets, "_from_bits", "watermark + end)", "watermark + end + 1)"),
+    ),
     "taken_again": _plant((_L, "take", "if offset < self.position:", "if False:")),
     "map_one_too_many": _plant((_L, "finished", "ranges.append((edge, offset))", "ranges.append((edge, offset + 1))")),
     "commit_without_map": _plant(
         (_S, "commit_due", "encode_finished(offset, held.ledger.finished(), self._metadata_chars)", '("", 0)')
     ),
-    "map_of_another_commit": _plant((_S, "commit_due", "offset = held.ledger.watermark", "offset = held.ledger.position")),
+    "map_of_another_commit": _plant(
+        (_S, "commit_due", "offset = held.ledger.watermark", "offset = held.ledger.position")
+    ),
     # Epochs.
     "epoch_ignored_by_fetch": _plant((_S, "fetched", "held.epoch != epoch or ", "")),
     "fetched_under_an_old_epoch": _plant(  # found by these worlds in September's fetch loop
-        (fetch.FetchLoop, "_fetch", "continue\n        except OutOf", "await asyncio.sleep(0.5)\n            continue\n        except OutOf")
+        (
+            fetch.FetchLoop,
+            "_fetch",
+            "continue\n        except OutOf",
+            "await asyncio.sleep(0.5)\n            continue\n        except OutOf",
+        )
     ),
     "epoch_never_ends": _plant((_S, "revoke", "held.gone = True", "held.gone = False")),
     "publish_after_the_epoch": _plant((_J, "_run", "if job.held.gone:", "if False:")),
-    "commit_by_any_generation": _plant(
-        (group.Group, "commit", "if coordinator.generation != generation:", "if False:")
-    ),
-    "generation_never_asked": _plant(
-        (committer.Committer, "_commit", "self._group.commit(commits, generation,", "self._group.commit(commits, self._group.generation,")
+    "partitions_kept_after_a_revoke": _plant(
+        (consumer.RoleConsumer, "_revoked", "self._stream.revoke(held)", "pass"),
     ),
     "started_twice_without_join": _plant((_J, "start", "if self._detached:", "if False:")),
     # Flow.
@@ -103,14 +110,21 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "seek_one_too_far": _plant((consumer.RoleConsumer, "_open", "opening.offset)", "opening.offset + 1)")),
     # Publish, settle, commit.
     "settled_before_the_ack": _plant(
-        (_P, "submit", "waiting.append(Entry(", "on_ack(ticket, outgoing, None)\n    on_ack = lambda *_: None\n    waiting.append(Entry(")
+        (
+            _P,
+            "submit",
+            "waiting.append(Entry(",
+            "on_ack(ticket, outgoing, None)\n    on_ack = lambda *_: None\n    waiting.append(Entry(",
+        )
     ),
     "publish_failure_settles": _plant((_P, "_batch_done", "if error is not None:", "if False:")),
     "publish_failure_forgotten": _plant(
         (_P, "_batch_failed", "lane.waiting.extendleft(reversed(entries))\n    name", "name")
     ),
     "unacked_forgotten_with_its_producer": _plant((_P, "_replace_producer", "if lane.sending:", "if False:")),
-    "commit_failure_taken_for_done": _plant((committer.Committer, "_commit", "if outcome is Committed.DONE:", "if True:")),
+    "commit_failure_taken_for_done": _plant(
+        (committer.Committer, "_commit", "if outcome is Committed.DONE:", "if True:")
+    ),
     "commit_never_made_again": _plant((_S, "commit_failed", "self._committing = False", "pass")),
     "oversize_settles_unpublished": _plant((_J, "_acked", "if result is None:", "if True:")),
     # Work, runner, cascade.
@@ -122,14 +136,22 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
             work.Desk,
             "_job",
             "return self._outgoing(record, await self._runner.run(job))",
-            "made = await self._runner.run(job)\n        return None if isinstance(made, Escalation) else self._outgoing(record, made)",
+            "made = await self._runner.run(job)\n"
+            "        return None if isinstance(made, Escalation) else self._outgoing(record, made)",
         )
     ),
     "deadline_moves_with_each_wait": _plant(
-        (cascade.Cascade, "_wait", "if self._now >= self._deadline:", "self._deadline += 60.0\n    if self._now >= self._deadline:")
+        (
+            cascade.Cascade,
+            "_wait",
+            "if self._now >= self._deadline:",
+            "self._deadline += 60.0\n    if self._now >= self._deadline:",
+        )
     ),
     "timeout_ignored": _plant((pool.Pool, "_timed", "asyncio.timeout(left)", "asyncio.timeout(None)")),
-    "retry_budget_ignored": _plant((retrybudget.RetryBudget, "wait", "self._balance = min(", "return 0.0\n    self._balance = min(")),
+    "retry_budget_ignored": _plant(
+        (retrybudget.RetryBudget, "wait", "self._balance = min(", "return 0.0\n    self._balance = min(")
+    ),
     "reply_paid_twice": _plant((runner.Runner, "_perform", "if held is not None:", "if False:")),
     "call_not_on_record": _plant((journal.Journal, "started", "self._store.started(job, call)", "pass")),
     "cache_reads_unpriced": _plant((ledger, "cost", "usage.input_cache_read", "0 * usage.input_cache_read")),

@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.sim.faults import FAULTS
 from tests.sim.plants import PLANTS
@@ -21,17 +22,19 @@ LEAST = 100  # how often each fault and transition happens in a full run
 
 @dataclass(slots=True)
 class Tally:
-    """`failed` are the worlds whose laws broke; `seconds` is wall time."""
+    """`failed` are the worlds whose laws broke; `seconds` is wall time, `cpu` that of all processes."""
 
     worlds: int = 0
     jobs: int = 0
     seconds: float = 0.0
+    cpu: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     failed: list[Told] = field(default_factory=list)
 
     def add(self, told: Told) -> None:
         self.worlds += 1
         self.jobs += told.jobs
+        self.cpu += told.cpu
         self.counts.update(told.counts)
         if not told.holds:
             self.failed.append(told)
@@ -47,7 +50,7 @@ class Tally:
         rate = self.worlds / max(self.seconds, 1e-9) * 60
         rows.append(
             f"{self.worlds:,} worlds, {self.jobs:,} jobs in {self.seconds:.0f} s: {rate:,.0f} worlds a minute,"
-            f" {len(self.failed)} broke a law"
+            f" {self.cpu / max(1, self.worlds):.2f} CPU seconds each; {len(self.failed)} broke a law"
         )
         return "\n".join(rows)
 
@@ -72,32 +75,45 @@ def run(seeds: Iterable[int], *, plant: str | None = None, processes: int | None
     """Runs a world for each seed."""
     begin = time.perf_counter()
     tally = Tally()
-    for told in _each(list(seeds), plant, processes or os.cpu_count() or 1):
+    for told in _each(list(seeds), plant, processes):
         tally.add(told)
     tally.seconds = time.perf_counter() - begin
     return tally
 
 
-def caught(plant: str, seeds: Iterable[int]) -> Told | None:
-    """The first world of the seeds in which the planted defect breaks a law."""
+def caught(plants: Sequence[str], seeds: Sequence[int], processes: int | None = None) -> dict[str, Told | None]:
+    """For each defect the first world of the seeds in which it breaks a law."""
+    tasks = [(plant, tuple(seeds)) for plant in plants]
+    with _pool(processes) as pool:
+        return dict(pool.imap_unordered(_first, tasks, chunksize=1))
+
+
+def _first(task: tuple[str, tuple[int, ...]]) -> tuple[str, Told | None]:
+    plant, seeds = task
     with PLANTS[plant]():
-        return next((told for seed in seeds if not (told := run_world(seed)).holds), None)
+        found = next((told for seed in seeds if not (told := run_world(seed)).holds), None)
+    gc.collect()
+    return plant, found
+
+
+def _pool(processes: int | None) -> Any:
+    # Spawned, not forked: pytest and its plugins may have threads.
+    return multiprocessing.get_context("spawn").Pool(processes or os.cpu_count() or 1)
 
 
 def _one(task: tuple[int, str | None]) -> Told:
     seed, plant = task
     with PLANTS[plant]() if plant else nullcontext():
         told = run_world(seed)
-    if seed % 20 == 0:
+    if seed % 10 == 0:
         gc.collect()
     return told
 
 
-def _each(seeds: list[int], plant: str | None, processes: int) -> Iterator[Told]:
+def _each(seeds: list[int], plant: str | None, processes: int | None) -> Iterator[Told]:
     tasks = [(seed, plant) for seed in seeds]
     if processes == 1 or len(tasks) <= _CHUNK:
         yield from map(_one, tasks)
         return
-    # Spawned, not forked: pytest and its plugins may have threads.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with _pool(processes) as pool:
         yield from pool.imap_unordered(_one, tasks, chunksize=_CHUNK)

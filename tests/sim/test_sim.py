@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.sim.plants import PLANTS
 from tests.sim.runs import EXPECTED, Tally, caught, run
-from tests.sim.world import run_world
+from tests.sim.world import Told, run_world
 
 WORLDS = int(os.environ.get("SLUICEWAY_SIM_WORLDS", "200"))
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
     digests = [run_world(seed).digest for seed in seeds]
     assert digests == [run_world(seed).digest for seed in seeds]
     assert len(set(digests)) == len(seeds)
-    code = f"from tests.sim.world import run_world; print(*[run_world(seed).digest for seed in {seeds}])"
+    code = f"from tests.sim.world import Told, run_world; print(*[run_world(seed).digest for seed in {seeds}])"
     other = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -65,10 +66,16 @@ def test_a_world_is_as_large_as_promised() -> None:
         assert told.counts["started"] >= 2
 
 
+@pytest.fixture(scope="module")
+def found() -> dict[str, Told | None]:
+    """Each planted defect, and the first world that noticed it: looked for side by side."""
+    return caught(sorted(PLANTS), range(1, WORLDS + 1))
+
+
 @pytest.mark.parametrize("plant", sorted(PLANTS))
-def test_a_planted_defect_is_caught(plant: str) -> None:
+def test_a_planted_defect_is_caught(plant: str, found: dict[str, Told | None]) -> None:
     """Within the default number of worlds; the story names law and seed."""
-    told = caught(plant, range(1, WORLDS + 1))
+    told = found[plant]
     assert told is not None, f"no world of {WORLDS} noticed {plant}"
     assert f"--seed {told.seed}" in str(told)
 

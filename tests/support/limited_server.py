@@ -121,6 +121,7 @@ class Simulation:
     longest_answer: int = 200
     says_when: bool = True
     wire: float = 0.01  # seconds until a refusal is back
+    longest_wait: float = 3600.0  # seconds a refused job waits at most before it asks again
     seen: Seen = field(default_factory=Seen)
     now: float = 0.0
 
@@ -190,9 +191,11 @@ class Simulation:
 
     def _ended(self, permit: Permit, ended: Ended) -> None:
         self._open -= 1
+        # As models/line.py counts them: jobs that failed here and have not been answered since.
+        self.permits.retries_due += ended.refused - permit.retry
         self._serve(self.permits.end(permit, ended, self.now))
         if ended.refused:
-            self._at(self.now + (ended.retry_after or 0.5), lambda: self._wanted(retry=True))
+            self._at(self.now + min(ended.retry_after or 0.5, self.longest_wait), lambda: self._wanted(retry=True))
         else:
             self._wanted()
 

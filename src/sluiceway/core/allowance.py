@@ -202,6 +202,8 @@ class Allowance:
             self.latency = seconds if self.latency is None else self.latency + (seconds - self.latency) * _LEARNING
             self.limit.succeeded(permit.task, seconds, permit.at, permit.in_flight, now)
             self.breaker.succeeded(now, probe=probe)
+            if self.pace.active and permit.sent is not None:
+                self.pace.accepted(permit.sent, now)
             return
         if ended.barred:
             self.breaker.bar(now, _BARRED, ended.reason)

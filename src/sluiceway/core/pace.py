@@ -2,7 +2,8 @@
 
 It stands in where nobody tells the true limit, or where what was told no longer holds. After a refusal: a little less
 than what was accepted just before; then it rises by one per cent a second, until the next refusal or until nothing is
-left to learn. Pure: time is passed in.
+left to learn. While it is well below what was accepted before, each answer raises it by one request a second; a refusal
+on its own, with hardly a call before it, holds for two seconds. Pure: time is passed in.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ _AGAIN = 0.85  # refused soon after a cut: what was accepted before it was still
 _SOON = 2.0  # seconds
 _RISE = 0.01  # of the pace, a second
 _RISE_THIN = 0.5  # the same where too few grants were seen to learn a rate from
-_SLOWEST = 0.05  # requests a second
+_SLOWEST = 0.2  # requests a second
 _FORGOTTEN = 2.0  # risen to this many times its beginning without a refusal: there is no such limit
+_NEAR = 0.9  # of the rate last seen to be accepted: up to here answers alone raise the pace
 _BURST = 1.0  # seconds' worth
 
 
@@ -37,13 +39,15 @@ class Sent:
 class Pace:
     """`active` while a limit is held to."""
 
-    __slots__ = ("_base", "_cut_at", "_level", "_refilled_at", "_rise", "_sent", "active")
+    __slots__ = ("_answered", "_base", "_cut_at", "_good", "_level", "_refilled_at", "_rise", "_sent", "active")
 
     def __init__(self) -> None:
         self._sent: deque[Sent] = deque(maxlen=_KEPT)
         self.active = False
         self._base = 0.0
         self._rise = _RISE
+        self._good = 0.0  # the rate last seen to be accepted
+        self._answered = False  # a request that went out since the last cut
         self._cut_at = float("-inf")
         self._level = 0.0
         self._refilled_at = 0.0
@@ -74,6 +78,13 @@ class Pace:
         self._sent.append(sent)
         return sent
 
+    def accepted(self, sent: Sent, now: float) -> None:
+        """The endpoint has answered that request."""
+        if self.active and sent.at >= self._cut_at:
+            self._answered = True
+            if self.rate(now) < _NEAR * self._good:
+                self._base += 1.0
+
     def refused(self, sent: Sent, now: float) -> None:
         """The endpoint would not take that request."""
         sent.refused = True
@@ -88,6 +99,12 @@ class Pace:
             accepted += not other.refused
             first = other.at
         self._rise = _RISE if accepted >= _LEAST or (self.active and self._rise == _RISE) else _RISE_THIN
+        # While everything is refused nothing is learned of the rate that will be accepted after it.
+        if not self.active:
+            self._good = accepted / max(sent.at - first, _WINDOW)
+        elif self._answered:
+            self._good = min(self._good, self.rate(now))
+        self._answered = False
         base = max(1.0, accepted / max(sent.at - first, _WINDOW) * _UNDER)
         if self.active:
             present = self.rate(now)

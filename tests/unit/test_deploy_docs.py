@@ -18,8 +18,8 @@ from sluiceway.cli.app import app
 from sluiceway.core import catalog, task
 from sluiceway.core.outcome import DeadLetterReason, RefusalReason, ReviewReason
 from sluiceway.core.policy import PolicySpec
-from sluiceway.core.sharing import Sharing
 from sluiceway.core.rule import FACTS
+from sluiceway.core.sharing import Sharing
 from sluiceway.core.trail import EscalationReason
 from sluiceway.policyfile import read_policy
 from sluiceway.telemetry.logs import Event

@@ -73,29 +73,27 @@ def _money(world: World, outcomes: list[Outcome]) -> None:
             world.breach("L6 money", f"paid twice for {what}")
     for what in world.models.unrecorded:
         world.breach("L6 money", f"{what} was called and is not on record")
-    for what in world.models.late:
-        world.breach("L7 amplification", what)
     _amplification(world)
 
 
 def _amplification(world: World) -> None:
-    """L7, by process and model: no more second tries than the retry budget allows, which earns a little by time."""
-    for (process, name), calls in world.models.called.items():
-        first: set[str] = set()
-        again: list[float] = []
-        for at, job in calls:
-            if job in first:
-                again.append(at)
-            first.add(job)
-        if not again:
-            continue
-        span = again[-1] - calls[0][0]
-        # 10 in hand, a fifth of each first call, and a tenth of what may be kept each second.
-        most = max(10.0, 0.2 * 2 * world.setup.limits.jobs)
-        restarts = world.counts["started"]
-        allowed = restarts * most + 0.2 * len(calls) + most * 0.1 * span
-        for what in laws.amplification(len(calls), len(first), int(allowed) + world.redo):
-            world.breach("L7 amplification", f"{process} at {name}: {what}")
+    """L7 in every stretch of time, by process and model: second tries come from the retry budget alone.
+
+    It holds ten at least, else a fifth of what is in flight; it earns a fifth of each first call, and a tenth of what
+    it may hold each second.
+    """
+    for line in world.models.lines.values():
+        most = max(10.0, 0.2 * line.most)
+        again = [number for number, (_, retry) in enumerate(line.made) if retry]
+        for place, start in enumerate(again):
+            for count, end in enumerate(again[place:], 1):
+                firsts = end - start + 1 - count
+                span = line.made[end][0] - line.made[start][0]
+                earned = most + 1 + most * 0.1 * span
+                if count > earned + 0.2 * firsts:
+                    for what in laws.amplification(count + firsts, firsts, int(earned)):
+                        world.breach("L7 amplification", f"{line.who}, {span:.1f} s: {what}")
+                    return
 
 
 def _rates(price: Price) -> laws.Rates:

@@ -203,7 +203,9 @@ class SimConsumer:
         if weather.refetch and found and broker.dice.random() < weather.refetch:
             # A batch that holds records below the position: aiokafka drops them, another version may not.
             again, _ = broker.read(tp, max(broker.first[tp], state.position - 2), 2)
-            found = [record for record in again if record.offset < state.position] + found
+            again = [record for record in again if record.offset < state.position][: most - 1]
+            found, position = broker.read(tp, state.position, most - len(again))
+            found = again + found
             broker.note("fetched_again", records=len(found))
         self._ends[tp] = broker.log(tp).end
         state.position = position
@@ -284,7 +286,7 @@ class SimIntake:
     async def put(self, batches: Sequence[Any]) -> None:
         dice = BROKER[-1].dice
         # The agent has its turn soon, and at times late: the epoch may have ended by then.
-        await asyncio.sleep(0.3 * dice.random() if dice.random() < 0.04 else 0)
+        await asyncio.sleep(4.0 * dice.random() if dice.random() < 0.01 else 0)
         try:
             self._take(batches)
         except Exception as error:  # noqa: BLE001  top of the agent

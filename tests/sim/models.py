@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from sluiceway.core.allowance import Allowance
@@ -23,7 +23,7 @@ from sluiceway.models.pool import Pool, Served
 from sluiceway.models.transport import Transport
 from sluiceway.ports import Clock
 from tests.sim.broker import Note
-from tests.sim.loop import current
+from tests.sim.loop import Process, current
 from tests.support.core import LABELS
 from tests.support.fake_journal import JournalEntry, Metered
 
@@ -52,6 +52,17 @@ class Moods:
     invalid: float = 0.002
 
 
+@dataclass(slots=True)
+class Calls:
+    """What one process asked of one model: when, and whether its job had failed there before."""
+
+    who: str
+    made: list[tuple[float, bool]] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
+    under_way: int = 0
+    most: int = 0
+
+
 class SimModels:
     """All endpoints of a world. `entries` by response id or number; `undelivered`: billed, and the reply was lost."""
 
@@ -62,17 +73,36 @@ class SimModels:
         self.entries: list[JournalEntry] = []
         self.undelivered: set[str] = set()
         self.made_in: dict[str, int] = {}  # response id -> run
-        self.called: dict[tuple[str, str], list[tuple[float, str]]] = {}  # (process, model) -> time, job
-        self.late: list[str] = []
+        self.lines: dict[tuple[Process, str], Calls] = {}  # by process and model
         self.unrecorded: list[str] = []
 
     async def answer(self, call: Call, clock: Clock, on_record: OnRecord) -> Reply | Failure:
+        loop, name = asyncio.get_running_loop(), call.model.name
+        process = current()
+        line = self.lines.setdefault((process, name), Calls(f"{process.name} at {name}"))
+        line.made.append((loop.time(), call.job_id in line.failed))
+        line.under_way += 1
+        line.most = max(line.most, line.under_way + len(line.failed))
+        begin = loop.time()
+        try:
+            answered = await self._answered(call, on_record)
+        except asyncio.CancelledError:
+            # The pool's time-out is a failure; a job that was cancelled says nothing.
+            if loop.time() >= begin + call.model.timeout or clock.now() >= call.deadline:
+                line.failed.add(call.job_id)
+            raise
+        finally:
+            line.under_way -= 1
+        if isinstance(answered, Failure):
+            line.failed.add(call.job_id)
+        else:
+            line.failed.discard(call.job_id)
+        return answered
+
+    async def _answered(self, call: Call, on_record: OnRecord) -> Reply | Failure:
         loop, dice = asyncio.get_running_loop(), self.dice
         name, number = call.model.name, len(self.entries)
         moods = self.moods.setdefault(name, Moods())
-        self.called.setdefault((current().name, name), []).append((loop.time(), call.job_id))
-        if clock.now() > call.deadline + 0.01:
-            self.late.append(f"{call.job_id} called {name} {clock.now() - call.deadline:.2f} s after its deadline")
         if not on_record(call):
             self.unrecorded.append(f"{call.job_id} at {name}")
         what = self._dice(moods, call.request.text)

@@ -40,11 +40,12 @@ class Weather:
     offsets_error: float = 0.02
     refetch: float = 0.02  # records come again below the position
     gap: float = 0.03
+    agent_late: float = 0.005  # the agent takes a fetched batch seconds after it was handed over
     paused_until: float = 0.0
 
     @classmethod
     def fair(cls) -> Weather:
-        return cls(*[0.0] * 10)
+        return cls(*[0.0] * 11)
 
 
 class Log:

@@ -85,6 +85,13 @@ def storm(world: World, dice: Random) -> None:
         world.broker.later(number * dice.choice((0.3, 1.5)), throw_out, world, dice)
 
 
+def late_agent(world: World, dice: Random) -> None:
+    """Batches lie about between fetch and intake while members lose their epochs."""
+    _weather("agent_late", 0.5, 0.9)(world, dice)
+    for seconds in (0.3, 1.5):
+        world.broker.later(seconds, throw_out, world, dice)
+
+
 def _weather(field: str, low: float, high: float) -> Fault:
     def change(world: World, dice: Random) -> None:
         weather = world.broker.weather
@@ -144,6 +151,7 @@ FAULTS: dict[str, Fault] = {
     "throw_out": throw_out,
     "revoke": revoke,
     "storm": storm,
+    "late_agent": late_agent,
     "commit_error": _weather("commit_error", 0.3, 1.0),
     "commit_lost": _weather("commit_lost", 0.3, 0.9),
     "produce_error": _weather("produce_error", 0.2, 0.9),

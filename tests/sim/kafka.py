@@ -286,7 +286,10 @@ class SimIntake:
     async def put(self, batches: Sequence[Any]) -> None:
         dice = BROKER[-1].dice
         # The agent has its turn soon, and at times late: the epoch may have ended by then.
-        await asyncio.sleep(4.0 * dice.random() if dice.random() < 0.01 else 0)
+        late = dice.random() < BROKER[-1].weather.agent_late
+        if late:
+            BROKER[-1].note("agent_late")
+        await asyncio.sleep(6.0 * dice.random() if late else 0)
         try:
             self._take(batches)
         except Exception as error:  # noqa: BLE001  top of the agent

@@ -59,6 +59,7 @@ class SimProducer:
         def fails(error: BaseException) -> None:
             if not acked.done() and not self.process.dead:
                 acked.set_exception(error)
+                acked.exception()  # seen: its owner may be frozen, and killed before it looks
 
         def arrives(lost: bool) -> None:
             limit = broker.limits.get(topic)
@@ -94,3 +95,4 @@ class SimProducer:
         if not acked.done() and not self.process.dead:
             self.broker.note("produce_timeout")
             acked.set_exception(kafka_errors.RequestTimedOutError())
+            acked.exception()

@@ -71,8 +71,11 @@ class FetchLoop:
         batches = []
         room = self._stream.room()
         for partition, epoch, count in self._stream.wanted():
-            if not room:
+            if room <= 0:
                 break
+            # The fetches before this one may have let a rebalance in: a new epoch's position is not ours to move.
+            if self._stream.epoch(partition) != epoch:
+                continue
             if self._not_before and self._not_before.get(partition, 0.0) > self._loop.time():
                 continue
             try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 from sluiceway.core.errors import InputError
 from sluiceway.kafka.embedded import EmbeddedBroker
@@ -21,6 +22,10 @@ from tests.support.apache_kafka import ApacheKafka, MissingPartError
 from tests.support.fake_models import FakeModels, labels
 from tests.support.real_model import RealModel
 from tests.support.topics import Address
+
+# How long an example takes says something of the machine, not of the law; a failing one prints how to repeat it.
+settings.register_profile("sluiceway", deadline=None, print_blob=True)
+settings.load_profile("sluiceway")
 
 _missing: dict[str, str] = {}
 

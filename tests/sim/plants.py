@@ -83,7 +83,8 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
             "_fetch",
             "continue\n        except OutOf",
             "await asyncio.sleep(0.5)\n            continue\n        except OutOf",
-        )
+        ),
+        (fetch.FetchLoop, "_is_current", "self._stream.epoch(partition) == epoch", "True"),
     ),
     "epoch_never_ends": _plant((_S, "revoke", "held.gone = True", "held.gone = False")),
     "publish_after_the_epoch": _plant((_J, "_run", "if job.held.gone:", "if False:")),

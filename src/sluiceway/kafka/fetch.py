@@ -73,8 +73,7 @@ class FetchLoop:
         for partition, epoch, count in self._stream.wanted():
             if room <= 0:
                 break
-            # The fetches before this one may have let a rebalance in: a new epoch's position is not ours to move.
-            if self._stream.epoch(partition) != epoch:
+            if not self._is_current(partition, epoch):
                 continue
             if self._not_before and self._not_before.get(partition, 0.0) > self._loop.time():
                 continue
@@ -98,6 +97,10 @@ class FetchLoop:
             if position is not None and (records or self._stream.moved(partition, epoch, position)):
                 batches.append(Batch(partition, epoch, [_record(record) for record in records], position))
         return batches
+
+    def _is_current(self, partition: Partition, epoch: int) -> bool:
+        """False where an earlier fetch of this turn let a rebalance in: a new epoch's position is not ours to move."""
+        return self._stream.epoch(partition) == epoch
 
     async def _something(self) -> None:
         if self._nudged:

@@ -46,7 +46,7 @@ class Limits:
     queue: int = 500
     bytes: int = 64 << 20
     span: int = 10_000
-    commit_interval: float = 1.0
+    commit_interval: float = 0.25
     commit_count: int = 10_000
     metadata_chars: int = METADATA_LIMIT
     order: Order = Order.NONE

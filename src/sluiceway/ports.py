@@ -85,6 +85,62 @@ class NoJournal:
         pass
 
 
+class Flight(Protocol):
+    """What one role had in flight, remembered across the death of its process. Coordinates say which record it was."""
+
+    def was_published(self, record: Record) -> bool:
+        """True if an earlier process saw its outgoing record acked and died before a commit could say so."""
+
+    def suspect(self, record: Record) -> bool:
+        """True if it was in flight at three deaths of a process: it is to run alone."""
+
+    def condemned(self, record: Record) -> bool:
+        """True if a process died while it ran alone: it is not to run again."""
+
+    async def take(self, record: Record, *, alone: bool) -> None:
+        """Returns when it is on record that the job runs. Raises Bug when the store can't be written."""
+
+    def publish(self, record: Record) -> None:
+        """Its outgoing record is acked; a commit is still to come."""
+
+    def drop(self, record: Record) -> None:
+        """It ended with nothing of it counting (an ended epoch, a stop)."""
+
+    def mark(self) -> int:
+        """A point in time: what was published before it, a commit computed after it covers."""
+
+    def cover(self, topic: str, partition: int, mark: int) -> None:
+        """The broker has acked a commit that was computed at `mark`: what was published before needs no memory."""
+
+
+class NoFlight:
+    """Remembers nothing: what a worker without --state does."""
+
+    def was_published(self, record: Record) -> bool:  # noqa: ARG002  the protocol's signature
+        return False
+
+    def suspect(self, record: Record) -> bool:  # noqa: ARG002  the protocol's signature
+        return False
+
+    def condemned(self, record: Record) -> bool:  # noqa: ARG002  the protocol's signature
+        return False
+
+    async def take(self, record: Record, *, alone: bool) -> None:
+        pass
+
+    def publish(self, record: Record) -> None:
+        pass
+
+    def drop(self, record: Record) -> None:
+        pass
+
+    def mark(self) -> int:
+        return 0
+
+    def cover(self, topic: str, partition: int, mark: int) -> None:
+        pass
+
+
 class Meter(Protocol):
     """Counts what happened; never decides, never raises."""
 

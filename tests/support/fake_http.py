@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -37,6 +37,8 @@ class Answered:
     told: FakeAnswer | FakeFault
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    seq: int = 0
+    over: bool = False
 
 
 class Server(Protocol):
@@ -55,7 +57,7 @@ class Server(Protocol):
 
     def began(self) -> None: ...
 
-    def ended(self) -> None: ...
+    def ended(self, answered: Answered) -> None: ...
 
     async def gate(self) -> None: ...
 
@@ -109,16 +111,21 @@ class Connection(asyncio.Protocol):
                 continue
             self._fake.began()
             self._task = asyncio.get_running_loop().create_task(self._later(answered))
-            self._task.add_done_callback(self._served)
+            self._task.add_done_callback(partial(self._served, answered))
             return
 
-    def _served(self, task: asyncio.Task[None]) -> None:
-        self._fake.ended()
+    def _served(self, answered: Answered, task: asyncio.Task[None]) -> None:
+        self._end(answered)
         self._task = None
         if task.cancelled():
             return
         task.result()
         self._serve_buffered()
+
+    def _end(self, answered: Answered) -> None:
+        if not answered.over:
+            answered.over = True
+            self._fake.ended(answered)
 
     def _cut_request(self) -> tuple[str, str, dict[str, str], bytes] | None:
         end = self._buffer.find(b"\r\n\r\n")
@@ -168,6 +175,8 @@ class Connection(asyncio.Protocol):
             # The delay is the scripted model's own latency; no test waits on it as a barrier.
             await asyncio.sleep(answered.told.delay)
         if isinstance(answered.told, FakeAnswer):
+            # Before it leaves: what the answer brings about must not seem to overlap with it.
+            self._end(answered)
             self._send(200, answered.headers, answered.body)
         else:
             await self._misbehave(answered.told, answered)

@@ -74,13 +74,24 @@ class JournalEntry:
 
 
 class Journal:
-    """An append-only journal, in memory and, where a path is given, on disk."""
+    """An append-only journal, in memory and, where a path is given, on disk.
 
-    def __init__(self, path: Path | None = None) -> None:
+    `ends` adds a file beside it that says when each request that was not answered at once ended: answered, or its
+    connection closed.
+    """
+
+    def __init__(self, path: Path | None = None, *, ends: bool = False) -> None:
         self.path = path
         self.entries: list[JournalEntry] = []
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if path else -1
+        self._ends = -1
+        if path and ends:
+            self._ends = os.open(ends_of(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._changed = asyncio.Event()
+
+    def ended(self, seq: int) -> None:
+        if self._ends >= 0:
+            os.write(self._ends, b"%d %.6f\n" % (seq, time.time()))
 
     def append(self, entry: JournalEntry) -> None:
         """The entry is with the kernel when this returns."""
@@ -103,6 +114,20 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        if self._ends >= 0:
+            os.close(self._ends)
+            self._ends = -1
+
+
+def ends_of(journal: Path) -> Path:
+    """The file that says when each request of a journal ended."""
+    return journal.with_name(f"{journal.name}.ends")
+
+
+def read_ends(journal: Path) -> dict[int, float]:
+    """When each request ended, by its `seq`, in seconds since the epoch; one that still runs is not there."""
+    lines = ends_of(journal).read_text().splitlines()
+    return {int(seq): float(at) for seq, at in (line.split() for line in lines)}
 
 
 def read_journal(path: Path | str) -> list[JournalEntry]:

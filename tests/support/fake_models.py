@@ -46,10 +46,11 @@ class FakeModels:
         name: str = "fake",
         keys: frozenset[str] | None = None,
         keep_bodies: bool = False,
+        keep_ends: bool = False,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.script = script or labels()
-        self.journal = Journal(journal)
+        self.journal = Journal(journal, ends=keep_ends)
         self.name = name
         self.url = ""
         self.in_flight = 0
@@ -175,6 +176,7 @@ class FakeModels:
             told,
             reply,
             {"content-type": "application/json", "x-request-id": f"req_{self.name}_{request.seq}", **told.headers},
+            request.seq,
         )
 
     def steer(self, path: str, body: bytes) -> bytes:
@@ -200,8 +202,9 @@ class FakeModels:
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
 
-    def ended(self) -> None:
+    def ended(self, answered: Answered) -> None:
         self.in_flight -= 1
+        self.journal.ended(answered.seq)
 
     async def gate(self) -> None:
         await self._open.wait()
@@ -219,6 +222,7 @@ async def _run(arguments: argparse.Namespace) -> None:
         name=arguments.name,
         keys=keys,
         keep_bodies=arguments.keep_bodies,
+        keep_ends=arguments.keep_ends,
     )
     await fake.start(arguments.port)
     stopped = asyncio.Event()
@@ -237,6 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", default="fake", help="stands in every response id")
     parser.add_argument("--key", action="append", default=[], help="an API key it takes; none given: any")
     parser.add_argument("--keep-bodies", action="store_true", help="the journal holds texts and bodies too")
+    parser.add_argument("--keep-ends", action="store_true", help="JOURNAL.ends says when each request ended")
     given = parser.parse_args(arguments)
     try:
         named(given.script)

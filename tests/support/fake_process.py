@@ -35,12 +35,13 @@ class FakeProcess:
         port: int = 0,
         keys: tuple[str, ...] = (),
         keep_bodies: bool = False,
+        keep_ends: bool = False,
     ) -> None:
         self.journal = journal
         self.url = ""
         arguments = ["--journal", str(journal), "--script", script, "--name", name, "--port", str(port)]
         arguments += [argument for key in keys for argument in ("--key", key)]
-        arguments += ["--keep-bodies"] * keep_bodies
+        arguments += ["--keep-bodies"] * keep_bodies + ["--keep-ends"] * keep_ends
         command = [sys.executable, "-m", "tests.support.fake_models", *arguments]
         self._child = Child(command, log=journal.with_suffix(".log"), cwd=ROOT, name=f"the fake model server {name}")
 

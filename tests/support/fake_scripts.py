@@ -250,6 +250,21 @@ def faulty(
     return script
 
 
+LATE = "[[late]]"
+"""A job whose text holds this is among the late ones of `late`, whatever their share."""
+
+
+def late(otherwise: Script, *, delay: float, share: float = 1.0, seed: int = 0) -> Script:
+    """A `share` of jobs, and each that holds the marker LATE, is answered `delay` seconds after it came."""
+
+    def script(request: FakeRequest) -> FakeAnswer | FakeFault:
+        said = otherwise(request)
+        struck = LATE in request.text or request.share("late", seed) < share
+        return replace(said, delay=delay) if struck and isinstance(said, FakeAnswer) else said
+
+    return script
+
+
 def refusing(otherwise: Script, *, share: float = 1.0, seed: int = 0) -> Script:
     """The model declines a `share` of jobs, in the manner of its API."""
     refusal = FakeAnswer(refusal="I can't help with that.")
@@ -312,7 +327,7 @@ def _options(parts: Sequence[str]) -> dict[str, str]:
 def named(spec: str) -> Script:
     """A script from words: layers joined by `|`, outermost last.
 
-    `labels seed=1 doubt=10% delay=0.05 | malformed share=5% | refuse share=1% | told | obedient |
+    `labels seed=1 doubt=10% delay=0.05 | late share=1% delay=2 | malformed share=5% | refuse share=1% | told | obedient |
     429 share=30% times=1 retry-after=5 | hang share=1% | slow | half | ... | no-json-schema | no-logprobs |
     headers x-ratelimit-limit-requests=500`. ValueError names an unknown word.
     """
@@ -327,6 +342,8 @@ def named(spec: str) -> Script:
             script = told(script)
         elif name == "obedient":
             script = obedient(script)
+        elif name == "late":
+            script = late(script, delay=_number(options["delay"]), share=share, seed=seed)
         elif name == "refuse":
             script = refusing(script, share=share, seed=seed)
         elif name == "malformed":
@@ -356,6 +373,6 @@ def _fault(name: str, options: Mapping[str, str]) -> FakeFault:
     for kind in kinds:
         if name == kind:
             return FakeFault(kind, 200, code, headers, delay, interval, location)
-    raise ValueError(f"no script or fault is called {name!r}; known: labels, told, obedient, refuse, malformed, "
+    raise ValueError(f"no script or fault is called {name!r}; known: labels, late, told, obedient, refuse, malformed, "
                      "no-json-schema, no-logprobs, headers, "
                      f"{', '.join(_STATUSES)}, {', '.join(kinds)}")  # fmt: skip

@@ -54,13 +54,17 @@ def _some(what: str, found: Iterable[object]) -> list[str]:
     return [f"{len(listed)} {what}: {', '.join(listed[:SHOWN])}{', ...' * (len(listed) > SHOWN)}"] if listed else []
 
 
-def no_loss(published: Iterable[Published], outcomes: Iterable[Outcome]) -> list[str]:
-    """L1. Every acked job has an outcome: by its id, or, for what has no readable id, by its place."""
+def lost_jobs(published: Iterable[Published], outcomes: Iterable[Outcome]) -> list[Published]:
+    """The acked jobs without an outcome: by its id, or, for what has no readable id, by its place."""
     known = list(outcomes)
     ids = {outcome.job_id for outcome in known if outcome.job_id is not None}
     places = {outcome.origin for outcome in known}
-    lost = [job.job_id or job.place for job in published if job.job_id not in ids and job.place not in places]
-    return _some("jobs lost", lost)
+    return [job for job in published if job.job_id not in ids and job.place not in places]
+
+
+def no_loss(published: Iterable[Published], outcomes: Iterable[Outcome]) -> list[str]:
+    """L1. Every acked job has an outcome."""
+    return _some("jobs lost", [job.job_id or job.place for job in lost_jobs(published, outcomes)])
 
 
 def no_invention(

@@ -11,7 +11,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.roles import Works, World, ids, repeats, until
+from tests.support.roles import Works, World, caught_up, ids, repeats, until
 
 from sluiceway.core.errors import InputError
 from sluiceway.core.offsets import decode_finished
@@ -79,7 +79,7 @@ async def test_kills_at_random_moments_lose_nothing(world: World, tmp_path: Path
             child.send_signal(signal.SIGKILL)
             await child.wait()
     async with world.publisher() as publisher, world.role(Works(world.results), publisher) as role:
-        await until(lambda: role.stats().partitions and not sum(role.stats().lag.values()) and role.stats().idle > 0.5)
+        await until(lambda: caught_up(role))
     found = await world.read()
     assert set(found) == set(jobs)
     print(f"kills={kills} lost=0 raw duplicates={repeats(found)}")
@@ -142,7 +142,7 @@ async def test_a_frozen_broker_turns_readiness_off_and_a_stop_keeps_its_budget(t
                 assert loop.time() - begin < 5.0
         kafka.thaw()
         async with world.publisher() as publisher, world.role(Works(world.results), publisher) as role:
-            await until(lambda: role.stats().partitions and not sum(role.stats().lag.values()) and role.stats().settled)
+            await until(lambda: caught_up(role))
         assert set(await world.read()) == set(ids(200))
     finally:
         kafka.thaw()
@@ -160,7 +160,7 @@ async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(tmp_path: Pa
         async with world.publisher() as publisher, world.role(works, publisher, limits=Limits(jobs=30)) as role:
             await until(lambda: role.stats().settled > 300)
             await asyncio.to_thread(kafka.restart, clean=False)
-            await until(lambda: not sum(role.stats().lag.values()) and role.stats().settled >= 2900, within=90.0)
+            await until(lambda: caught_up(role) and role.stats().settled >= 2900, within=90.0)
             await until(lambda: role.ready()[0], within=30.0)
         assert set(await world.read()) == set(jobs)
     finally:

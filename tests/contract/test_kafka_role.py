@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvloop
 from aiokafka.consumer.fetcher import Fetcher
-from tests.support.roles import Works, World, ids, repeats, until
+from tests.support.roles import Works, World, caught_up, ids, repeats, until
 from tests.support.topics import Address
 
 from sluiceway.core.errors import InputError
@@ -97,13 +97,7 @@ async def test_rebalances_under_full_load_never_leave_a_partition_held_and_idle(
             async with world.role(Works(world.results, seconds=0.01), publisher, limits=limits) as guest:
                 await until(lambda guest=guest: guest.stats().partitions, what="the guest has partitions")
         await until(lambda: len(role.stats().partitions) == 4, what="all partitions are back")
-
-        def caught_up() -> bool:
-            # Until its first fetch a partition's end, and so its lag, is unknown.
-            stats = role.stats()
-            return len(stats.lag) == 4 and not sum(stats.lag.values()) and not stats.running
-
-        await until(caught_up, what="lag 0")
+        await until(lambda: caught_up(role), what="lag 0")
     assert set(await world.read()) == set(jobs)
 
 
@@ -120,7 +114,7 @@ async def test_a_job_that_outlives_its_revoke_is_not_published_but_joined_when_i
             assert [works.journal.count(value) for value in held] == [1] * len(held)
         await until(lambda: len(role.stats().partitions) == 4)
         works.release()
-        await until(lambda: sum(role.stats().lag.values()) == 0 and not role.stats().running)
+        await until(lambda: caught_up(role))
     found = await world.read()
     assert set(found) == set(ids(40))
     # The guest has done what moved to it; ours of the same is dropped. (The embedded broker drops the commit's map.)

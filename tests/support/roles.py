@@ -198,6 +198,12 @@ async def until(fact: Callable[[], object], within: float = 40.0, what: str = ""
         await asyncio.sleep(0.02)
 
 
+def caught_up(role: RoleConsumer, partitions: int = 4) -> bool:
+    """All is done, and known to be: until its first fetch a partition's end, and so its lag, is unknown."""
+    stats = role.stats()
+    return len(stats.lag) == partitions and not sum(stats.lag.values()) and not stats.running
+
+
 def ids(count: int, first: int = 0) -> list[bytes]:
     return [b"job-%06d" % number for number in range(first, first + count)]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from sluiceway.core.flood import Flood, FloodGuard
 from sluiceway.core.offsets import METADATA_LIMIT, SPAN_LIMIT, OffsetLedger
+from sluiceway.core.queue import Queue
 
 
 class Partition(NamedTuple):
@@ -31,7 +31,7 @@ class Pause(StrEnum):
     BYTES = "bytes"
     SPAN = "span"  # a slow job holds the watermark back
     MAP = "map"  # the commit text is nearly full
-    HELD = "held"  # by an operator, a flood or a fault of this partition
+    HELD = "held"  # by a flood of dead letters, or a fault of this partition
     DRAIN = "drain"  # stopping, or about to be revoked
 
 
@@ -43,7 +43,7 @@ class Limits:
     """
 
     jobs: int = 500
-    queue: int = 500
+    queue: int = 4000
     bytes: int = 64 << 20
     span: int = 10_000
     commit_interval: float = 0.25
@@ -51,6 +51,7 @@ class Limits:
     metadata_chars: int = METADATA_LIMIT
     order: Order = Order.NONE
     limit: int | None = None
+    flood: Flood = field(default_factory=Flood)
 
     def __post_init__(self) -> None:
         if min(self.jobs, self.queue, self.bytes, self.commit_count) < 1 or self.commit_interval <= 0:
@@ -59,34 +60,28 @@ class Limits:
             raise ValueError(f"span must be 1 to {SPAN_LIMIT}: a wider one does not fit the commit's metadata")
 
 
-class Fetched(Protocol):
-    """What the stream looks at in a record; it never looks into `value`."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
-
-
 class Held:
     """A partition under one epoch; only `Stream` changes it. `gone` once the epoch has ended."""
 
     __slots__ = (
-        "bytes", "changes", "committed", "committed_changes", "draining", "epoch", "gone", "head", "head_since",
-        "ledger", "lines", "map_full", "partition", "queue", "reasons", "running", "waiting",
+        "bytes", "changes", "committed", "committed_changes", "draining", "epoch", "flood", "gone", "head",
+        "head_since", "ledger", "map_full", "partition", "queue", "reasons", "running",
     )  # fmt: skip
 
-    def __init__(self, partition: Partition, epoch: int, ledger: OffsetLedger, committed: int | None) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        epoch: int,
+        ledger: OffsetLedger,
+        committed: int | None,
+        queue: Queue,
+        flood: FloodGuard,
+    ) -> None:
         self.partition = partition
         self.epoch = epoch
         self.ledger = ledger
-        self.queue: deque[Taken] = deque()  # taken, may start
-        self.lines: dict[bytes, deque[Taken]] = {}  # order=key: who waits behind a key's queued or running job
-        self.waiting = 0  # how many wait in lines
+        self.queue = queue
+        self.flood = flood
         self.running = 0
         self.bytes = 0
         self.draining = self.gone = self.map_full = False
@@ -96,16 +91,16 @@ class Held:
         self.committed_changes = -1 if committed is None else 0
         self.head, self.head_since = ledger.watermark, 0.0
 
-
-class Taken:
-    """One open offset under its epoch."""
-
-    __slots__ = ("held", "record", "size")
-
-    def __init__(self, held: Held, record: Fetched, size: int) -> None:
-        self.held = held
-        self.record = record
-        self.size = size
+    def stats(self, now: float, pauses: tuple[str, ...]) -> PartitionStats:
+        ledger = self.ledger
+        watermark = ledger.watermark
+        # One that waits in a retry topic for its time holds nothing up.
+        if watermark != self.head or not ledger.open or (self.queue.delay and not self.running):
+            self.head, self.head_since = watermark, now
+        age = now - self.head_since
+        return PartitionStats(
+            self.partition, self.epoch, watermark, ledger.position, self.committed, ledger.open, age, pauses
+        )
 
 
 class Wanted(NamedTuple):

@@ -14,52 +14,64 @@ Its rules: an offset is open from its fetch until its settling; at most `Limits`
 left alone, so that nothing fetched is ever dropped; a job of a gone epoch changes nothing; only one commit is under way
 at a time; what is committed is always a watermark, with the map of what is finished above it.
 
-`Order` is an order of work inside one partition and role: `key` runs the jobs of one key one after another.
+`Order` is an order of work inside one partition and role: `key` runs the jobs of one key one after another. What may
+start of a partition is `core.queue`'s; a flood of dead letters holds it (`core.flood`). A job that processes have died
+with runs alone: when it is its turn the role first finishes what runs, and starts nothing until it is settled.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from sluiceway.core.held import (
-    Commit,
-    Fetched,
-    Held,
-    Limits,
-    Order,
-    Partition,
-    PartitionStats,
-    Pause,
-    Taken,
-    Wanted,
-)
-from sluiceway.core.offsets import OffsetLedger, decode_finished, encode_finished
+from sluiceway.core.commits import Commits
+from sluiceway.core.flood import FloodGuard
+from sluiceway.core.held import Commit, Held, Limits, Order, Partition, PartitionStats, Pause, Wanted
+from sluiceway.core.offsets import OffsetLedger, decode_finished
+from sluiceway.core.queue import Fetched, Queue, Taken, TenantOf
 
 __all__ = ["Commit", "Limits", "Order", "Partition", "PartitionStats", "Pause", "Stream", "Taken", "Wanted"]
 
+FLOOD = "flood"
+"""The reason of `hold` and `release` for a partition with too many dead letters."""
+
+_PARKED = 10  # records of a retry topic's partition that are taken before their time: its head is the next one due
+
 
 class Stream:
-    """Mutable state of one role; see the module for its events and asks. `now` is in seconds of any steady clock."""
+    """Mutable state of one role; see the module for its events and asks. `now` is in seconds of any steady clock.
 
-    def __init__(self, limits: Limits) -> None:
+    `delays`: seconds from a record's own time to its start, for retry topics. `suspect` says of a record that it is to
+    run alone; `tenant` names a record's tenant.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        delays: Mapping[str, float] | None = None,
+        suspect: Callable[[Any], bool] | None = None,
+        tenant: TenantOf | None = None,
+    ) -> None:
         self.limits = limits
+        self.floods: list[Partition] = []  # held since the driver last looked, and emptied this list
+        self._delays = delays or {}
+        self._suspect = suspect
+        self._tenant = tenant
+        self._suspects: deque[Taken] = deque()  # it is their turn
+        self._alone: Taken | None = None  # runs, and nothing else
         self.running = 0
         self.queued = 0
         self.bytes = 0
         self.taken = 0  # since the start
         self.settled = 0
         self.last_progress = 0.0
-        self.last_commit: float | None = None
         self._epoch = 0
         self._held: dict[Partition, Held] = {}
         self._turn = 0
         self._left = limits.limit
         self._draining = False
-        self._committing = False
-        self._commit_from = 0.0
-        self._settled_at_commit = 0
-        self._metadata_chars = limits.metadata_chars
+        self._commits = Commits(limits)
         self._mean_size = 1024.0
 
     # -- assignment ---------------------------------------------------------------------------------------------
@@ -75,7 +87,13 @@ class Stream:
             self.revoke([partition])
         finished = decode_finished(start, metadata) if committed == start else ()
         self._epoch += 1
-        held = Held(partition, self._epoch, OffsetLedger(start, finished or ()), committed)
+        queue = Queue(
+            by_key=self.limits.order is Order.KEY,
+            tenant=self._tenant,
+            delay=self._delays.get(partition.topic, 0.0),
+        )
+        guard = FloodGuard(self.limits.flood)
+        held = Held(partition, self._epoch, OffsetLedger(start, finished or ()), committed, queue, guard)
         held.draining = self._draining
         held.head_since = now
         if committed is not None and committed != start:
@@ -115,6 +133,8 @@ class Stream:
                 held.gone = True
                 self.running -= held.running
                 self.bytes -= held.bytes
+                if self._alone is not None and self._alone.held is held:
+                    self._alone = None
 
     def running_in(self, partitions: Iterable[Partition]) -> int:
         return sum(held.running for p in partitions if (held := self._held.get(p)))
@@ -127,6 +147,8 @@ class Stream:
     def release(self, partition: Partition, reason: str) -> None:
         if held := self._held.get(partition):
             held.reasons.discard(reason)
+            if reason == FLOOD:
+                held.flood.reset()
 
     # -- intake -------------------------------------------------------------------------------------------------
 
@@ -145,12 +167,11 @@ class Stream:
         room = self.room()
         if not room:
             return []
-        share = self._share(self.limits.queue)
         held_list = list(self._held.values())
         self._turn = (self._turn + 1) % len(held_list)
         wanted = []
         for held in held_list[self._turn :] + held_list[: self._turn]:
-            queued = len(held.queue) + held.waiting
+            queued, share = len(held.queue), self._queue_share(held)
             # Refilled at half, so that a busy partition is not fetched for one record at a time.
             if queued > share // 2 or self._pauses(held):
                 continue
@@ -159,17 +180,25 @@ class Stream:
                 wanted.append(Wanted(held.partition, held.epoch, records))
         return wanted
 
-    def fetched(self, partition: Partition, epoch: int, records: Sequence[Fetched], position: int, now: float) -> int:
+    def fetched(
+        self,
+        partition: Partition,
+        epoch: int,
+        records: Sequence[Fetched],
+        position: int,
+        now: float,
+        wall: float = 0.0,
+    ) -> int:
         """Take a fetched batch; the next fetch reads from `position`. Returns how many were taken.
 
-        A batch of another epoch, or for a partition that drains, is dropped: its offsets stay unread for us.
+        A batch of another epoch, or for a partition that drains, is dropped: its offsets stay unread for us. `wall` is
+        `now` in seconds since the epoch, for the delays of retry topics.
         """
         held = self._held.get(partition)
         if held is None or held.epoch != epoch or held.draining:
             return 0
-        ledger, queue, lines = held.ledger, held.queue, held.lines
-        by_key = self.limits.order is Order.KEY
-        taken = size = waiting = 0
+        ledger, queue, suspect, delay = held.ledger, held.queue, self._suspect, held.queue.delay
+        taken = size = 0
         for record in records:
             if not ledger.take(record.offset):
                 continue
@@ -180,20 +209,17 @@ class Stream:
             job = Taken(held, record, bytes_)
             size += bytes_
             taken += 1
-            if by_key and key is not None:
-                line = lines.get(key)
-                if line is not None:
-                    line.append(job)
-                    waiting += 1
-                    continue
-                lines[key] = deque()
-            queue.append(job)
+            if delay:
+                # A clock that is ahead of ours makes nobody wait longer than the delay.
+                job.due = now + min(delay, record.timestamp + delay - wall)
+            if suspect is not None and suspect(record):
+                job.alone = True
+            queue.push(job)
         if ledger.position < position:
             ledger.reach(position)
         held.changes += 1
         if taken:
             self._mean_size += (size / taken - self._mean_size) * 0.2
-            held.waiting += waiting
             held.bytes += size
             self.bytes += size
             self.queued += taken
@@ -206,20 +232,11 @@ class Stream:
         room = self.limits.jobs - self.running
         if self._left is not None:
             room = min(room, self._left)
-        if room <= 0 or not self.queued:
+        if room <= 0 or not self.queued or self._alone is not None:
             return []
-        share = 1 if self.limits.order is Order.PARTITION else self._share(self.limits.jobs)
-        jobs: list[Taken] = []
-        while room > 0:
-            ready = [h for h in self._held.values() if h.queue and h.running < share and not h.reasons]
-            if not ready:
-                break
-            portion = max(1, room // len(ready))
-            for held in ready:
-                count = min(portion, room, len(held.queue), share - held.running)
-                jobs.extend(held.queue.popleft() for _ in range(count))
-                held.running += count
-                room -= count
+        jobs = self._start_alone() if self._suspects else self._start_many(room, now)
+        for job in jobs:
+            job.held.running += 1
         self.running += len(jobs)
         self.queued -= len(jobs)
         if self._left is not None:
@@ -228,8 +245,49 @@ class Stream:
             self.last_progress = now
         return jobs
 
-    def settle(self, job: Taken, now: float) -> bool:
-        """True if the job's offset is settled; False if its epoch has gone or it was settled before."""
+    def _start_alone(self) -> list[Taken]:
+        if self.running:
+            return []
+        self._alone = self._suspects.popleft()
+        return [self._alone]
+
+    def _start_many(self, room: int, now: float) -> list[Taken]:
+        share = 1 if self.limits.order is Order.PARTITION else self._share(self.limits.jobs)
+        jobs: list[Taken] = []
+        started: Counter[Partition] = Counter()
+        while room > 0 and not self._suspects:
+            ready = [
+                held
+                for held in self._held.values()
+                if not held.reasons
+                and held.running + started[held.partition] < share
+                and (due := held.queue.due()) is not None
+                and due <= now
+            ]
+            if not ready:
+                break
+            portion = max(1, room // len(ready))
+            for held in ready:
+                popped = held.queue.pop(min(portion, room, share - held.running - started[held.partition]), now)
+                for job in popped:
+                    if job.alone:
+                        self._suspects.append(job)
+                    else:
+                        jobs.append(job)
+                        started[held.partition] += 1
+                        room -= 1
+        return jobs
+
+    def next_due(self) -> float | None:
+        """When a job of a retry topic may start, None where none waits for its time."""
+        dues = [held.queue.due() for held in self._held.values() if held.queue.delay and not held.reasons]
+        return min((due for due in dues if due is not None), default=None)
+
+    def settle(self, job: Taken, now: float, *, dead: bool = False) -> bool:
+        """True if the job's offset is settled; False if its epoch has gone or it was settled before.
+
+        `dead`: its one outgoing record was a dead letter. A flood of them holds the partition.
+        """
         held = job.held
         if held.gone or not held.ledger.settle(job.record.offset):
             return False
@@ -240,13 +298,12 @@ class Stream:
         self.bytes -= job.size
         self.settled += 1
         self.last_progress = now
-        if held.lines and job.record.key is not None:
-            line = held.lines.get(job.record.key)
-            if line:
-                held.waiting -= 1
-                held.queue.append(line.popleft())
-            elif line is not None:
-                del held.lines[job.record.key]
+        held.queue.settled(job)
+        if job is self._alone:
+            self._alone = None
+        if held.flood.settled(dead) and FLOOD not in held.reasons:
+            held.reasons.add(FLOOD)
+            self.floods.append(held.partition)
         return True
 
     def abandon(self, job: Taken) -> None:
@@ -257,6 +314,8 @@ class Stream:
             held.bytes -= job.size
             self.running -= 1
             self.bytes -= job.size
+        if job is self._alone:
+            self._alone = None
 
     @property
     def exhausted(self) -> bool:
@@ -266,37 +325,12 @@ class Stream:
     # -- commit -------------------------------------------------------------------------------------------------
 
     def commit_due(self, now: float, *, force: bool = False) -> list[Commit]:
-        """What to commit now; empty while a commit is under way, too early, or when nothing changed.
-
-        A partition without an offset in the group comes at once. After a commit that failed, not before its time.
-        """
-        if self._committing:
-            return []
-        changed = [held for held in self._held.values() if held.changes != held.committed_changes]
-        if not changed:
-            return []
-        due = (
-            force
-            or (self.settled - self._settled_at_commit >= self.limits.commit_count and now >= self._commit_from)
-            or now >= self._commit_from + self.limits.commit_interval
-            or (now >= self._commit_from and any(held.committed is None for held in changed))
-        )
-        if not due:
-            return []
-        commits = []
-        for held in changed:
-            offset = held.ledger.watermark
-            text, left_out = encode_finished(offset, held.ledger.finished(), self._metadata_chars)
-            held.map_full = left_out > 0 or len(text) > self._metadata_chars * 9 // 10
-            commits.append(Commit(held.partition, held.epoch, offset, text, held.changes))
-        self._committing = True
-        self._settled_at_commit = self.settled
-        return commits
+        """What to commit now; empty while a commit is under way, too early, or when nothing changed."""
+        return self._commits.due(self._held.values(), self.settled, now, force=force)
 
     def committed(self, commits: Iterable[Commit], now: float) -> None:
         """The broker has acked them."""
-        self._committing = False
-        self._commit_from = self.last_commit = now
+        self._commits.acked(now)
         for commit in commits:
             held = self._held.get(commit.partition)
             if held and held.epoch == commit.epoch:
@@ -305,13 +339,17 @@ class Stream:
 
     def commit_failed(self, now: float, retry_after: float = 0.0) -> None:
         """It did not happen, or nobody knows. It is made again not before `retry_after` seconds."""
-        self._committing = False
-        self._commit_from = now + retry_after - self.limits.commit_interval
+        self._commits.failed(now, retry_after)
 
     def shrink_metadata(self) -> int:
         """The broker refused the text for its size: from now on half of it. Returns the new limit; 0 means none."""
-        self._metadata_chars //= 2
-        return self._metadata_chars
+        self._commits.metadata_chars //= 2
+        return self._commits.metadata_chars
+
+    @property
+    def last_commit(self) -> float | None:
+        """When the broker last acked a commit, None if never."""
+        return self._commits.last
 
     # -- looking ------------------------------------------------------------------------------------------------
 
@@ -323,24 +361,7 @@ class Stream:
         return counts
 
     def stats(self, now: float) -> list[PartitionStats]:
-        rows = []
-        for held in self._held.values():
-            watermark = held.ledger.watermark
-            if watermark != held.head or not held.ledger.open:
-                held.head, held.head_since = watermark, now
-            rows.append(
-                PartitionStats(
-                    held.partition,
-                    held.epoch,
-                    watermark,
-                    held.ledger.position,
-                    held.committed,
-                    held.ledger.open,
-                    now - held.head_since,
-                    tuple(self._pauses(held)),
-                )
-            )
-        return rows
+        return [held.stats(now, tuple(self._pauses(held))) for held in self._held.values()]
 
     def _pauses(self, held: Held) -> list[str]:
         reasons: list[str] = []
@@ -348,7 +369,7 @@ class Stream:
             reasons.append(Pause.DRAIN)
         if held.reasons:
             reasons.append(Pause.HELD)
-        if self.queued >= self.limits.queue or len(held.queue) + held.waiting >= self._share(self.limits.queue):
+        if self.queued >= self.limits.queue or len(held.queue) >= self._queue_share(held):
             reasons.append(Pause.JOBS)
         if self.bytes >= self.limits.bytes:
             reasons.append(Pause.BYTES)
@@ -362,11 +383,15 @@ class Stream:
         """What one of n partitions may hold of a limit: 2 / (n + 1), so that a stuck one leaves room to the others."""
         return max(1, 2 * limit // (len(self._held) + 1))
 
+    def _queue_share(self, held: Held) -> int:
+        share = self._share(self.limits.queue)
+        return min(share, _PARKED) if held.queue.delay else share
+
     def _forget_queue(self, held: Held) -> None:
-        dropped = [*held.queue, *(job for line in held.lines.values() for job in line)]
-        held.queue.clear()
-        held.lines.clear()
-        held.waiting = 0
+        suspects = [job for job in self._suspects if job.held is held]
+        for job in suspects:
+            self._suspects.remove(job)
+        dropped = held.queue.clear() + suspects
         self.queued -= len(dropped)
         size = sum(job.size for job in dropped)
         held.bytes -= size

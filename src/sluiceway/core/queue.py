@@ -1,0 +1,140 @@
+"""The jobs of one partition that are taken and may start, in the order they were read, but for three rules.
+
+`order: key` keeps a job back until the one before it with the same key is settled. Where more wait than may start,
+tenants take turns. A partition of a retry topic gives a job out when its delay is over, and not before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from sluiceway.core.held import Held
+
+TenantOf = Callable[[Any], str]
+"""A record's tenant, asked only where tenants compete."""
+
+
+class Fetched(Protocol):
+    """What the stream looks at in a record; it never looks into `value`. `timestamp` is in seconds since the epoch."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> float: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+class Taken:
+    """One open offset under its epoch. `due`: not to be started before, on the clock of `now`."""
+
+    __slots__ = ("alone", "due", "held", "record", "size")
+
+    def __init__(self, held: Held, record: Fetched, size: int, due: float = 0.0) -> None:
+        self.held = held
+        self.record = record
+        self.size = size
+        self.due = due
+        self.alone = False  # it was there when processes died: nothing else of the role runs beside it
+
+
+class Queue:
+    """`len()` counts all; `waiting` of them are kept back behind a job of the same key."""
+
+    __slots__ = ("_by_key", "_fresh", "_lines", "_of_tenants", "_tenant", "_tenants", "delay", "waiting")
+
+    def __init__(self, *, by_key: bool = False, tenant: TenantOf | None = None, delay: float = 0.0) -> None:
+        self.delay = delay  # seconds, from a record's own time
+        self.waiting = 0
+        self._by_key = by_key
+        self._tenant = tenant
+        self._fresh: deque[Taken] = deque()
+        self._lines: dict[bytes, deque[Taken]] = {}  # who waits behind a key's queued or running job
+        self._tenants: dict[str, deque[Taken]] = {}  # the next in turn first; none is empty
+        self._of_tenants = 0
+
+    def __len__(self) -> int:
+        return len(self._fresh) + self._of_tenants + self.waiting
+
+    @property
+    def startable(self) -> int:
+        """How many no other job keeps back; their time may be still to come."""
+        return len(self._fresh) + self._of_tenants
+
+    def due(self) -> float | None:
+        """When the first may start, None where there is none."""
+        return self._fresh[0].due if self._fresh else 0.0 if self._of_tenants else None
+
+    def push(self, job: Taken) -> None:
+        key = job.record.key
+        if self._by_key and key is not None:
+            line = self._lines.get(key)
+            if line is not None:
+                line.append(job)
+                self.waiting += 1
+                return
+            self._lines[key] = deque()
+        self._fresh.append(job)
+
+    def settled(self, job: Taken) -> None:
+        """The next of its key may start."""
+        key = job.record.key
+        if not self._lines or key is None:
+            return
+        line = self._lines.get(key)
+        if line:
+            self.waiting -= 1
+            self._fresh.append(line.popleft())
+        elif line is not None:
+            del self._lines[key]
+
+    def pop(self, count: int, now: float) -> list[Taken]:
+        """At most `count` jobs to start now."""
+        fresh = self._fresh
+        if self.delay:
+            return self._pop_due(count, now)
+        if self._tenant is not None and (self._of_tenants or count < len(fresh)):
+            return self._pop_in_turn(count, self._tenant)
+        return [fresh.popleft() for _ in range(min(count, len(fresh)))]
+
+    def _pop_due(self, count: int, now: float) -> list[Taken]:
+        jobs: list[Taken] = []
+        while self._fresh and len(jobs) < count and self._fresh[0].due <= now:
+            jobs.append(self._fresh.popleft())
+        return jobs
+
+    def _pop_in_turn(self, count: int, tenant: TenantOf) -> list[Taken]:
+        tenants = self._tenants
+        self._of_tenants += len(self._fresh)
+        while self._fresh:
+            job = self._fresh.popleft()
+            tenants.setdefault(tenant(job.record), deque()).append(job)
+        jobs: list[Taken] = []
+        while tenants and len(jobs) < count:
+            name = next(iter(tenants))
+            line = tenants.pop(name)
+            jobs.append(line.popleft())
+            if line:
+                tenants[name] = line  # behind the others
+        self._of_tenants -= len(jobs)
+        return jobs
+
+    def clear(self) -> list[Taken]:
+        """All of them, which are forgotten."""
+        dropped = [
+            *self._fresh,
+            *(job for line in self._tenants.values() for job in line),
+            *(job for line in self._lines.values() for job in line),
+        ]
+        self._fresh.clear()
+        self._tenants.clear()
+        self._lines.clear()
+        self.waiting = self._of_tenants = 0
+        return dropped

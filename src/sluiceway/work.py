@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import orjson
 
 from sluiceway.core import job as jobs
 from sluiceway.core import outcome as outcomes
+from sluiceway.core import round as rounds
 from sluiceway.core.cascade import Role
 from sluiceway.core.errors import InputError
 from sluiceway.core.job import Job
@@ -21,7 +23,6 @@ from sluiceway.ports import Headers, Outgoing, Record, Work
 from sluiceway.runner import Runner
 from sluiceway.topicmap import TopicMap
 
-_DEAD = ("__dlq.errors.", "sluiceway.")
 _DETAIL = 500  # characters of a dead letter's message
 _TRAIL = 4096  # bytes of a dead letter's trail
 
@@ -30,6 +31,15 @@ OnDeadLetter = Callable[[Record, DeadLetter, str], None]
 
 OnTombstone = Callable[[Record], None]
 """Told of each record without a value: it is nobody's job, and skipped."""
+
+
+@dataclass(slots=True)
+class _About:
+    """What is known of a record's job so far; `task` is empty until it is known to be one of the policy's."""
+
+    job_id: str
+    round: int
+    task: str = ""
 
 
 class Desk:
@@ -57,46 +67,50 @@ class Desk:
         if record.value is None:
             self._on_tombstone(record)
             return None
-        task = ""
+        about = _about(record)
         try:
-            job = self._decode(record, record.value)
+            job = self._decode(record, record.value, about)
+            about.job_id, about.round = job.id, job.round
             plan = self._runner.plans.get(job.task)
             if plan is None:
                 known = ", ".join(self._runner.plans)
                 raise InputError(DeadLetterReason.UNKNOWN_TASK, f"the policy has no task of that name (it has {known})")
-            task = job.task
+            about.task = job.task
             if len(record.value) > plan.task.max_bytes:
                 detail = f"{len(record.value)} bytes; the task's max_bytes is {plan.task.max_bytes}"
                 raise InputError(DeadLetterReason.TOO_LARGE, detail)
             return self._outgoing(record, await self._runner.run(job))
         except InputError as error:
-            return self._dead(record, Role.JOBS, error, task)
+            return self._dead(record, Role.JOBS, error, about)
 
     async def _escalation(self, record: Record) -> Outgoing | None:
         """A record of the escalations topic: internal, its trail and remaining deadline are believed."""
         if record.value is None:
             self._on_tombstone(record)
             return None
-        task = ""
+        about = _about(record)
         try:
             jobs.load_json(record.value)
-            escalation = outcomes.decode(Escalation, record.value)
+            escalation = _raised(outcomes.decode(Escalation, record.value), about.round)
+            about.job_id, about.round = escalation.job_id, escalation.round
             if escalation.task not in self._runner.plans:
                 raise InputError(DeadLetterReason.UNKNOWN_TASK, "the policy of this worker has no task of that name")
-            task = escalation.task
+            about.task = escalation.task
             return self._outgoing(record, await self._runner.resume(escalation))
         except InputError as error:
-            return self._dead(record, Role.ESCALATIONS, error, task)
+            return self._dead(record, Role.ESCALATIONS, error, about)
 
-    def _decode(self, record: Record, value: bytes) -> Job:
+    def _decode(self, record: Record, value: bytes, about: _About) -> Job:
         origin = f"{self._cluster}/{record.topic}/{record.partition}/{record.offset}"
-        default_id = f"{record.topic}-{record.partition}-{record.offset}"
-        foreign = self._topics.foreign.get(record.topic)
-        if foreign is None:
-            return jobs.decode(value, origin=origin, default_id=default_id, published_at=record.timestamp)
-        task, source = foreign
+        task, source = self._topics.foreign.get(record.topic, ("", None))
         return jobs.decode(
-            value, origin=origin, default_id=default_id, source=source, task=task, published_at=record.timestamp
+            value,
+            origin=origin,
+            default_id=about.job_id,
+            source=source,
+            task=task,
+            published_at=record.timestamp,
+            round=about.round,
         )
 
     def _outgoing(self, record: Record, made: Result | Review | Escalation) -> Outgoing:
@@ -111,42 +125,53 @@ class Desk:
         """What is published instead of an outcome that does not fit its topic: a dead letter with its attempts."""
 
         def instead(record: Record, outgoing: Outgoing, _limit: object) -> Outgoing:
-            steps = orjson.loads(outgoing.value or b"{}").get("trail", {}).get("steps", ())
+            made = orjson.loads(outgoing.value or b"{}")
+            steps = made.get("trail", {}).get("steps", ())
             tried = [(step.get("model"), step.get("verdict")) for step in steps if step.get("step") == "attempt"]
             detail = (
                 f"its outcome does not fit {outgoing.topic}: raise max.message.bytes there (sluiceway topics check)"
             )
             error = InputError(DeadLetterReason.TOO_LARGE, detail)
-            return self._dead(record, role, error, "", orjson.dumps(tried))
+            about = _About(made["job_id"], made["round"], made["task"])
+            return self._dead(record, role, error, about, orjson.dumps(tried))
 
         return instead
 
-    def _dead(self, record: Record, role: Role, error: InputError, task: str, trail: bytes = b"") -> Outgoing:
+    def _dead(self, record: Record, role: Role, error: InputError, about: _About, trail: bytes = b"") -> Outgoing:
         """The original record, byte for byte, with what we know in headers alone."""
         value = record.value or b""
         reason = DeadLetterReason(error.reason) if error.reason in set(DeadLetterReason) else DeadLetterReason.INVALID
-        letter = DeadLetter(reason, error.detail[:_DETAIL], hashlib.sha256(value).hexdigest())
-        self._on_dead_letter(record, letter, task)
+        sha256 = hashlib.sha256(value).hexdigest()
+        letter = DeadLetter(reason, error.detail[:_DETAIL], sha256, about.job_id, about.round, about.task or None)
+        self._on_dead_letter(record, letter, about.task)
         return Outgoing(
             self._topics.dead_letters,
             record.key,
             record.value,
-            (*_kept(record.headers), *_facts(record, self._topics.groups[role], letter, trail)),
+            (*rounds.kept(record.headers), *_facts(record, self._topics.groups[role], letter, about, trail)),
         )
 
 
-def _kept(headers: Headers) -> Headers:
-    """The user's own headers: ours are replaced on a redrive, never appended."""
-    return tuple((name, value) for name, value in headers if not name.startswith(_DEAD))
+def _about(record: Record) -> _About:
+    """What the record's headers and place say of its job, before its value is read."""
+    said = rounds.stated(record.headers)
+    return _About(said.job_id or f"{record.topic}-{record.partition}-{record.offset}", said.round)
+
+
+def _raised(escalation: Escalation, stated: int) -> Escalation:
+    """The escalation in the round that a redrive has opened for it, if one has."""
+    if stated <= escalation.round:
+        return escalation
+    return replace(escalation, round=stated, job={**escalation.job, "round": stated})
 
 
 def _json_headers(headers: Headers) -> Headers:
-    kept = tuple((name, value) for name, value in _kept(headers) if name.lower() != "content-type")
+    kept = tuple((name, value) for name, value in rounds.kept(headers) if name.lower() != "content-type")
     return (*kept, ("content-type", b"application/json"))
 
 
-def _facts(record: Record, group: str, letter: DeadLetter, trail: bytes) -> Headers:
-    """Apache Kafka's own names for a dead letter's headers (KIP-1191), and three of ours."""
+def _facts(record: Record, group: str, letter: DeadLetter, about: _About, trail: bytes) -> Headers:
+    """Apache Kafka's own names for a dead letter's headers (KIP-1191), and ours."""
     facts = {
         "__dlq.errors.topic": record.topic,
         "__dlq.errors.partition": str(record.partition),
@@ -157,5 +182,9 @@ def _facts(record: Record, group: str, letter: DeadLetter, trail: bytes) -> Head
         "sluiceway.reason": letter.reason.value,
         "sluiceway.sha256": letter.sha256,
     }
-    known = tuple((name, value.encode()) for name, value in facts.items())
+    known = (
+        *((name, value.encode()) for name, value in facts.items()),
+        *rounds.written(about.job_id, about.round),
+        *(((rounds.TASK, about.task.encode()),) if about.task else ()),
+    )
     return (*known, ("sluiceway.trail", trail[:_TRAIL])) if trail else known

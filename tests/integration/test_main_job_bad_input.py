@@ -75,6 +75,8 @@ BAD: dict[str, tuple[bytes, str]] = {
     "large": (_job(input="late card " * 6_000), "too_large"),
 }
 
+DECODED = ("task", "large")  # jobs, though no work for this worker: their ids are known
+
 
 def dead_letters_by_key(letters: list[Seen]) -> dict[bytes | None, Seen]:
     assert Counter(letter.key for letter in letters).most_common(1)[0][1] == 1, "one dead letter each"
@@ -134,6 +136,9 @@ async def test_each_bad_record_is_one_dead_letter_and_its_neighbours_are_answere
         ours = told(letter, HEADERS if n % 2 else ())
         partition, offset = places[letter.key]
         assert ours.pop("__dlq.errors.message")
+        assert ours.pop("sluiceway.round") == "0"
+        assert ours.pop("sluiceway.job_id") == ("bad" if name in DECODED else f"{JOBS}-{partition}-{offset}")
+        assert ours.pop("sluiceway.task", None) == ("ticket-triage" if name == "large" else None)
         assert ours == {
             "__dlq.errors.topic": JOBS,
             "__dlq.errors.partition": str(partition),

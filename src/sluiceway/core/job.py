@@ -120,8 +120,11 @@ def decode(
     source: Source | None = None,
     task: str = "",
     published_at: float = 0.0,
+    round: int = 0,  # noqa: A002  the word list's own name
 ) -> Job:
     """The job that `value` holds; `source` (with its `task`) reads it from a foreign shape.
+
+    `round` is what the record's headers state: the higher of it and the job's own counts.
 
     Raises InputError with reason `undecodable` (not JSON) or `invalid` (JSON of another shape).
     """
@@ -131,7 +134,7 @@ def decode(
     # All else that makes a tree unfit can't come out of JSON, and without enough brackets nothing is deep.
     if value.count(b"[") + value.count(b"{") > trees.DEPTH and trees.deeper(tree, trees.DEPTH):
         raise InputError("invalid", f"nested deeper than {trees.DEPTH} levels")
-    return _job(tree if source is None else _foreign(tree, source, task), origin, default_id, published_at)
+    return _job(tree if source is None else _foreign(tree, source, task), origin, default_id, published_at, round)
 
 
 def admit(tree: Mapping[str, Any], *, origin: str, default_id: str, published_at: float = 0.0) -> Job:
@@ -142,7 +145,7 @@ def admit(tree: Mapping[str, Any], *, origin: str, default_id: str, published_at
     return _job(tree, origin, default_id, published_at)
 
 
-def _job(tree: Mapping[str, Any], origin: str, default_id: str, published_at: float) -> Job:
+def _job(tree: Mapping[str, Any], origin: str, default_id: str, published_at: float, least: int = 0) -> Job:
     try:
         record = _RECORD.validate_python(tree)
     except ValidationError as error:
@@ -150,7 +153,7 @@ def _job(tree: Mapping[str, Any], origin: str, default_id: str, published_at: fl
     return Job(
         id=record.id or default_id,
         task=record.task,
-        round=record.round,
+        round=max(record.round, least),
         input=record.input,
         text=_text(record.input),
         origin=origin,

@@ -1,14 +1,15 @@
 """What a round of a job ends in: exactly one result, review or dead letter, under one stable id.
 
-An `Escalation` is no outcome: it hands the job and its trail to the next tier. Records are these dataclasses,
-written by orjson and read by pydantic; the JSON Schemas in topics/schemas are made from them.
+An `Escalation` and a `Retry` are no outcomes: they hand the job and its trail on, to the next tier or to a later
+time. Records are these dataclasses, written by orjson and read by pydantic; the JSON Schemas in topics/schemas are
+made from them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +17,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from sluiceway.core.errors import InputError
-from sluiceway.core.trail import EscalationReason, Trail
+from sluiceway.core.trail import EscalationReason, Role, Trail, Waited
 
 BAR_NOT_PROVED = "declared, not yet proved"
 
@@ -126,13 +127,17 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Bytes that can't become a job. Value, key and headers stay the original's; these facts are added as headers."""
+    """Bytes that can't become a job. Value, key and headers stay the original's; these facts are added as headers.
+
+    `task` only where it is one of the policy's: a publisher's own words stand in no header.
+    """
 
     reason: DeadLetterReason
     detail: str
     sha256: str
     job_id: str | None = None
     round: int = 0
+    task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +155,47 @@ class Escalation:
     schema: Literal["sluiceway.escalation/1"] = "sluiceway.escalation/1"
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A job that waits outside its worker, with its trail: the record of the retry topics, one for `role` and `delay`.
+
+    It waits at model `rung` of its ladder. After `delay` seconds it still has `left` seconds to wait, and
+    `trail.remaining` of its deadline: time that it lies in the topic beyond its delay counts for neither. `endpoint`,
+    `tries` (calls there) and `waits` (of this role) are where it goes on; `distributions` is what local models said.
+    """
+
+    job_id: str
+    round: int
+    task: str
+    role: Role
+    rung: str
+    delay: float
+    left: float
+    endpoint: int
+    tries: int
+    waits: int
+    policy: str
+    trail: Trail
+    job: Mapping[str, Any]
+    failed_over: bool = False
+    escalated: EscalationReason | None = None
+    distributions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    schema: Literal["sluiceway.retry/1"] = "sluiceway.retry/1"
+
+    def __post_init__(self) -> None:
+        if not self.trail.steps or not isinstance(self.trail.steps[-1], Waited):
+            raise ValueError("its trail does not end in a wait")
+
+
 Outcome = Result | Review | DeadLetter
+HandOver = Escalation | Retry
+Ending = Result | Review | Escalation | Retry
+"""What a cascade ends in."""
 
-_Kind = TypeVar("_Kind", Result, Review, Escalation)
+_Kind = TypeVar("_Kind", Result, Review, Escalation, Retry)
 
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Result, Review, Escalation)}
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Result, Review, Escalation, Retry)}
 
 
 def outcome_id(job_id: str, round: int) -> str:  # noqa: A002  the word list's own name
@@ -163,7 +203,7 @@ def outcome_id(job_id: str, round: int) -> str:  # noqa: A002  the word list's o
     return hashlib.sha256(f"{job_id}\0{round}".encode()).hexdigest()[:32]
 
 
-def encode(record: Result | Review | Escalation) -> bytes:
+def encode(record: Ending) -> bytes:
     """The record's JSON bytes. Raises InputError("invalid") for a value that JSON in UTF-8 cannot hold."""
     try:
         return orjson.dumps(record, option=orjson.OPT_NON_STR_KEYS)

@@ -12,22 +12,26 @@ from sluiceway.core.window import Window
 _TRAIL = Trail("o", 0.0, 0.0)
 
 
-def made(job: str, at: float, *, result: bool) -> Result | Review:
-    identity = outcome_id(job, 0)
+def made(job: str, at: float, *, result: bool, turn: int = 0) -> Result | Review:
+    identity = outcome_id(job, turn)
     if result:
-        return Result(identity, job, 0, "t", Status.ANSWERED, "p", at, _TRAIL, 0, 0.0)
-    return Review(identity, job, 0, "t", ReviewReason.UNSETTLED, "p", at, _TRAIL, 0, 0.0, {})
+        return Result(identity, job, turn, "t", Status.ANSWERED, "p", at, _TRAIL, 0, 0.0)
+    return Review(identity, job, turn, "t", ReviewReason.UNSETTLED, "p", at, _TRAIL, 0, 0.0, {})
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=60))
-def test_the_last_admitted_outcome_of_a_job_is_its_effective_one(story: list[tuple[str, bool]]) -> None:
-    """Whatever the order and the duplicates: at most a review and then a result pass, and the last is what counts."""
-    outcomes = [made(job, float(number), result=result) for number, (job, result) in enumerate(story)]
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 2), st.booleans()), max_size=60))
+def test_the_last_admitted_outcome_of_a_job_is_its_effective_one(story: list[tuple[str, int, bool]]) -> None:
+    """Whatever the order, rounds and duplicates: in a round a review and then a result pass, and the last counts."""
+    outcomes = [made(job, float(number), result=result, turn=turn) for number, (job, turn, result) in enumerate(story)]
     window = Window(100)
     passed = [outcome for outcome in outcomes if window.admits(outcome)]
     for job in "abcd":
         mine = [outcome for outcome in passed if outcome.job_id == job]
-        assert [type(outcome) for outcome in mine] in ([], [Result], [Review], [Review, Result])
+        rounds = [outcome.round for outcome in mine]
+        assert rounds == sorted(rounds), "a round that was overtaken never comes after its successor"
+        for turn in set(rounds):
+            kinds = [type(outcome) for outcome in mine if outcome.round == turn]
+            assert kinds in ([Result], [Review], [Review, Result])
         assert (mine[-1] if mine else None) == effective(outcome for outcome in outcomes if outcome.job_id == job)
 
 

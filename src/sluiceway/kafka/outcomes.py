@@ -45,7 +45,8 @@ async def outcomes(
 ) -> AsyncIterator[Result | Review]:
     """Each round's effective outcome, once: a result, or a review that a result may still follow.
 
-    `final` leaves reviews out. `window` counts outcomes of each partition: a duplicate that comes later passes as new.
+    What is left of a round comes no more once a later one of its job has come (a decision, a redrive).
+    `final` leaves reviews out. `window` counts jobs of each partition: a duplicate that comes later passes as new.
     An outcome counts as handled when the next one is asked for. Results and reviews need equal numbers of partitions
     (topics/ has it so), so that one member of `group` reads all of a job. A new group begins at the earliest record.
     Dead letters are no part of it: they hold bytes that became no job. Raises InputError where Kafka is not there.

@@ -10,7 +10,7 @@ from tests.support.core import CALM, DECLINED, USAGE, Answers, Climb, climb, dow
 
 from sluiceway.core import outcome as outcomes
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Usage
-from sluiceway.core.cascade import MAX_STEPS, TABLE, Cascade, Conditions, Finish, Role, Start, State, Wait, Woke
+from sluiceway.core.cascade import MAX_STEPS, TABLE, Cascade, Conditions, Finish, Left, Role, Start, State, Wait, Woke
 from sluiceway.core.errors import Bug
 from sluiceway.core.health import Health
 from sluiceway.core.outcome import Escalation, RefusalReason, Result, Review, ReviewReason, Status
@@ -39,7 +39,7 @@ def resumed(first: Climb, answers: Answers, **facts: Any) -> Climb:
 
 def test_every_state_and_event_stands_in_the_table() -> None:
     """What is not meant to happen is said, too."""
-    assert set(TABLE) == {(state, event) for state in State for event in (Start, Reply, Failure, Woke)}
+    assert set(TABLE) == {(state, event) for state in State for event in (Start, Reply, Failure, Woke, Left)}
 
 
 def test_an_event_that_can_not_be_is_a_bug() -> None:

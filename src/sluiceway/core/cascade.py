@@ -8,73 +8,37 @@ hands on through the escalations topic; `escalations` resumes from the trail and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from typing import Any
 
 from sluiceway.core import gate as gates
+from sluiceway.core import resume
 from sluiceway.core import score as scores
 from sluiceway.core.answer import Answer, Malformed
+from sluiceway.core.ask import Ask, Event, Finish, Left, Start, State, Wait, Woke
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request
 from sluiceway.core.coin import Purpose
-from sluiceway.core.conditions import Conditions as Conditions
+from sluiceway.core.conditions import Conditions
 from sluiceway.core.errors import Bug
 from sluiceway.core.job import Job
-from sluiceway.core.outcome import Escalation, RefusalReason, Result, Review, ReviewReason
+from sluiceway.core.outcome import HandOver, RefusalReason, Retry, ReviewReason
 from sluiceway.core.plan import Plan
 from sluiceway.core.prompt import TooLong
 from sluiceway.core.record import Recorder
-from sluiceway.core.route import NoRoute
+from sluiceway.core.route import NoRoute, Route
 from sluiceway.core.task import Gate, Kind, Rung, ScoreKind
-from sluiceway.core.trail import EscalationReason, Score, VerdictKind
+from sluiceway.core.trail import EscalationReason, Role, Score, VerdictKind
+
+__all__ = ["Ask", "Cascade", "Conditions", "Event", "Finish", "Left", "Role", "Start", "State", "Wait", "Woke"]
 
 MAX_STEPS = 64  # calls and waits of one job at one rung: (rungs left, steps left) falls strictly on every path
 
 
-class Role(StrEnum):
-    JOBS = "jobs"
-    ESCALATIONS = "escalations"
-
-
-class State(StrEnum):
-    READY = "ready"
-    CALLING = "calling"  # a rung's reply is awaited
-    SCORING = "scoring"  # the local classifier that judges an answer is awaited
-    WAITING = "waiting"
-    DONE = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Woke:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Come back with Woke at `until`, a time of the runner's clock."""
-
-    until: float
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    record: Result | Review | Escalation
-
-
-Ask = Call | Wait | Finish
-Event = Start | Reply | Failure | Woke
-
-
 class Cascade:
-    """`coin` gives a number in [0, 1) for a purpose; `resumed` is the escalation this role takes up."""
+    """`coin` gives a number in [0, 1) for a purpose; `resumed` is the escalation or the retry that is taken up."""
 
     def __init__(
-        self, plan: Plan, job: Job, role: Role, coin: Callable[[Purpose], float], resumed: Escalation | None = None
+        self, plan: Plan, job: Job, role: Role, coin: Callable[[Purpose], float], resumed: HandOver | None = None
     ) -> None:
         self.plan, self.job, self.role = plan, job, role
         self.state = State.READY
@@ -82,9 +46,10 @@ class Cascade:
         self._coin = coin
         self._resumed = resumed
         self._text = plan.prompt.read(job)
-        self._record = Recorder(plan, job, role.value, resumed)
+        self._record = Recorder(plan, job, role, resumed)
         self._now = 0.0
         self._deadline = 0.0
+        self._until = 0.0  # of the current wait
         self._conditions = Conditions({})
         self._facts = plan.router.facts(job, len(self._text.tokens))
         self._rungs: tuple[Rung, ...] = ()  # of this role
@@ -122,25 +87,63 @@ class Cascade:
         left = plan.task.deadline if self._resumed is None else self._resumed.trail.remaining
         self._deadline = now + left
         self._record.begin(self._deadline)
+        if isinstance(self._resumed, Retry):
+            return self._returned(self._resumed)
         if job.expires_at is not None and job.expires_at <= now:
             return self._refuse(RefusalReason.EXPIRED, "its expires_at has passed")
-        route = plan.router.plan(job, self._facts, self._conditions.health, now, left)
-        self._record.routed(route, self._facts)
+        route = self._routed(plan.router.plan(job, self._facts, self._conditions.health, now, left))
         if isinstance(route, NoRoute):
             return self._refuse(route.reason, route.detail)
-        reference = plan.reference
-        self._reference_allowed = route.rungs[-1].model == reference
-        if self.role is Role.ESCALATIONS:
-            self._rungs = route.rungs[-1:] if self._reference_allowed else ()
-            if not self._rungs:
-                why = route.left_out.get(reference, "the reference may not serve it")
-                return self._review(ReviewReason.NO_REFERENCE, why)
+        self._rungs = resume.rungs_of(plan, route, self.role)
+        if self._rungs:
             return self._call()
-        self._rungs = route.rungs[:-1] if self._reference_allowed else route.rungs
+        if self.role is Role.ESCALATIONS:
+            why = route.left_out.get(plan.reference, "the reference may not serve it")
+            return self._review(ReviewReason.NO_REFERENCE, why)
+        left_out = "; ".join(f"{name}: {reason}" for name, reason in route.left_out.items())
+        return self._hand_on(EscalationReason.ROUTED, route.rule or left_out or "the ladder has one model")
+
+    def _routed(self, route: Route | NoRoute) -> Route | NoRoute:
+        self._record.routed(route, self._facts)
+        self._reference_allowed = isinstance(route, Route) and route.rungs[-1].model == self.plan.reference
+        return route
+
+    # -- back from a retry topic -----------------------------------------------------------------------------------
+
+    def _returned(self, retry: Retry) -> Ask:
+        """It sleeps the rest of its wait, or goes on at once."""
+        self.failed_over, self._waits = retry.failed_over, retry.waits
+        if retry.left > 0:
+            until = self._now + retry.left
+            self._record.waits_on(until)
+            return self._sleep(until)
+        return self._woke(Woke())
+
+    def _go_on(self, retry: Retry) -> Ask:
+        """At the rung where it left to wait; where that may serve it no more, at the next one."""
+        left = self._deadline - self._now
+        again = resume.route_again(self.plan, self.job, self._facts, self._conditions.health, self._now, left, retry)
+        route = self._routed(again)
+        if isinstance(route, NoRoute):
+            return self._refuse(route.reason, route.detail)
+        self._rungs = resume.onward(self.plan, route, retry)
         if not self._rungs:
-            left_out = "; ".join(f"{name}: {reason}" for name, reason in route.left_out.items())
-            return self._hand_on(EscalationReason.ROUTED, route.rule or left_out or "the ladder has one model")
+            detail = f"{retry.rung} may not serve it: {route.left_out.get(retry.rung, 'no other model may')}"
+            return self._climb(EscalationReason.ROUTED, detail)
+        if self._rung.model == retry.rung:
+            self._endpoint, self._tries = retry.endpoint, retry.tries
+            self._fuel = MAX_STEPS - resume.steps_at(retry.trail, retry.rung)
+            self._draw_again(retry)
         return self._call()
+
+    def _draw_again(self, retry: Retry) -> None:
+        """The votes that were cast before it left."""
+        gate = self.plan.gates[retry.rung]
+        if gate is None or gate.score is not ScoreKind.VOTES:
+            return
+        for attempt in resume.draws_at(retry.trail, retry.rung):
+            known = attempt.answer if isinstance(attempt.answer, Mapping) else None
+            self._cast(None if known is None else Answer(known, self.plan.reader.compare(known)))
 
     # -- call ----------------------------------------------------------------------------------------------------
 
@@ -205,9 +208,7 @@ class Cascade:
 
     def _voted(self, gate: Gate, reply: Reply, answer: Answer | None, reason: EscalationReason | None) -> Ask:
         """One draw of several: the last one decides; those before are recorded as retries of the same rung."""
-        self._draws.append(None if answer is None else answer.compared)
-        if answer is not None:
-            self._drawn.setdefault(answer.compared, answer)
+        self._cast(answer)
         if len(self._draws) < gate.votes and self._fuel > 0 and self._now < self._deadline:
             self._record.replied(reply, answer, None, VerdictKind.RETRY, "vote")
             self._tries = 0
@@ -216,6 +217,11 @@ class Cascade:
         if winner is None:
             return self._judged(gates.escalate(reason or EscalationReason.MALFORMED), reply, None, score)
         return self._judged(gates.judge(gate, score), reply, self._drawn[winner], score)
+
+    def _cast(self, answer: Answer | None) -> None:
+        self._draws.append(None if answer is None else answer.compared)
+        if answer is not None:
+            self._drawn.setdefault(answer.compared, answer)
 
     def _locally(self, gate: Gate, reply: Reply, answer: Answer) -> Ask:
         """The score a local classifier gives; it is asked once a job."""
@@ -322,12 +328,28 @@ class Cascade:
         until = min(self._now + seconds, self._deadline)
         self._waits += 1
         self._fuel -= 1
-        self._record.waited(until, reason)
-        return Wait(until)
+        self._record.waited(self._rung.model, until, reason)
+        return self._sleep(until)
+
+    def _sleep(self, until: float) -> Ask:
+        self._until = until
+        return Wait(until, self._deadline)
 
     def _woke(self, _event: Woke) -> Ask:
         self._record.woke()
+        if self.job.expires_at is not None and self.job.expires_at <= self._now:
+            return self._refuse(RefusalReason.EXPIRED, "its expires_at has passed while it waited")
+        if not self._rungs and isinstance(self._resumed, Retry):
+            return self._go_on(self._resumed)
         return self._call()
+
+    def _left(self, event: Left) -> Ask:
+        """It waits on outside; the record says where it will go on."""
+        left = max(0.0, self._until - self._now - event.delay)
+        if not self._rungs and isinstance(self._resumed, Retry):
+            return Finish(self._record.retry_again(self._resumed, event.delay, left))
+        rung, place = self._rung.model, (self._endpoint, self._tries, self._waits)
+        return Finish(self._record.retry(rung, event.delay, left, place, self.failed_over))
 
     # -- finish --------------------------------------------------------------------------------------------------
 
@@ -365,8 +387,9 @@ def _table() -> dict[tuple[State, type], Callable[[Cascade, Any], Ask]]:
         (State.SCORING, Reply): Cascade._scored,
         (State.SCORING, Failure): Cascade._scored,
         (State.WAITING, Woke): Cascade._woke,
+        (State.WAITING, Left): Cascade._left,
     }
-    events = (Start, Reply, Failure, Woke)
+    events = (Start, Reply, Failure, Woke, Left)
     return {(state, event): possible.get((state, event), Cascade._never) for state in State for event in events}
 
 

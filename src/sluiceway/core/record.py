@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sluiceway.core import ledger
@@ -16,8 +17,10 @@ from sluiceway.core.outcome import (
     BAR_NOT_PROVED,
     Candidate,
     Escalation,
+    HandOver,
     RefusalReason,
     Result,
+    Retry,
     Review,
     ReviewReason,
     Sampled,
@@ -31,6 +34,7 @@ from sluiceway.core.trail import (
     Attempt,
     EscalationReason,
     PromptFacts,
+    Role,
     Routed,
     Score,
     Step,
@@ -42,9 +46,9 @@ from sluiceway.core.trail import (
 
 
 class Recorder:
-    """Keeps the trail of one cascade, from that of the escalation it resumes."""
+    """Keeps the trail of one cascade, from that of the hand-over it resumes."""
 
-    def __init__(self, plan: Plan, job: Job, role: str, resumed: Escalation | None) -> None:
+    def __init__(self, plan: Plan, job: Job, role: Role, resumed: HandOver | None) -> None:
         self._plan, self._job, self._role, self._resumed = plan, job, role, resumed
         self._steps: list[Step] = [] if resumed is None else list(resumed.trail.steps)
         self._replies = sum(len((attempt.reply or "").encode()) for attempt in resumed.trail.attempts) if resumed else 0
@@ -53,7 +57,7 @@ class Recorder:
         self._taken_at = 0.0
         self._deadline = 0.0
         self._called: tuple[str, PromptFacts, float] | None = None
-        self._distributions: dict[str, Mapping[str, float]] = {}
+        self._distributions = dict(resumed.distributions) if isinstance(resumed, Retry) else {}
         self.spent = 0 if resumed is None else resumed.trail.cost_picousd  # pico-dollars
 
     def tick(self, now: float, conditions: Conditions) -> None:
@@ -87,7 +91,7 @@ class Recorder:
         rule = route.rule if isinstance(route, Route) else None
         reason = route.detail if isinstance(route, NoRoute) else None
         self._steps.append(
-            Routed(self._now, self._role, self._plan.digest, models, route.left_out, rule, known, reason)
+            Routed(self._now, self._role.value, self._plan.digest, models, route.left_out, rule, known, reason)
         )
 
     def leave_out(self, model: str, reason: str) -> None:
@@ -102,16 +106,22 @@ class Recorder:
                 )
                 return
 
-    def waited(self, until: float, reason: str) -> None:
-        self._steps.append(Waited(self._now, until, reason))
+    def waited(self, model: str, until: float, reason: str) -> None:
+        self._steps.append(Waited(self._now, until, reason, model=model))
+
+    def waits_on(self, until: float) -> None:
+        """The same wait goes on: it began in another worker, or before the job left."""
+        self._steps[-1] = replace(self._wait(), until=until)
 
     def woke(self) -> None:
         """The wait is over: the last step says when and under which conditions the job went on."""
-        step = self._steps[-1]
+        self._steps[-1] = replace(self._wait(), ended=self._now, conditions=self._conditions.unusual(self._now))
+
+    def _wait(self) -> Waited:
+        step = self._steps[-1] if self._steps else None
         if not isinstance(step, Waited):
             raise Bug("a job woke that did not wait")
-        seen = self._conditions.unusual(self._now)
-        self._steps[-1] = Waited(step.at, step.until, step.reason, self._now, seen)
+        return step
 
     def called(self, model: str, prompt: PromptFacts) -> None:
         """A call goes out; `replied` or `failed` will say what came of it."""
@@ -177,8 +187,10 @@ class Recorder:
         """What local model `model` already said of this job."""
         return self._distributions.get(model)
 
-    def trail(self) -> Trail:
-        return Trail(self._job.origin, self._taken_at, max(0.0, self._deadline - self._now), tuple(self._steps))
+    def trail(self, later: float = 0.0) -> Trail:
+        """The trail as it will be handed on in `later` seconds."""
+        remaining = max(0.0, self._deadline - self._now - later)
+        return Trail(self._job.origin, self._taken_at, remaining, tuple(self._steps))
 
     def answered(
         self, model: str, answer: Answer, score: Score | None, reference_cost: int, propensity: float | None
@@ -215,6 +227,43 @@ class Recorder:
             job.id, job.round, job.task, reason, self._plan.digest, self.trail(), self._published(job), detail
         )
 
+    def retry(self, rung: str, delay: float, left: float, place: tuple[int, int, int], failed_over: bool) -> Retry:
+        """`place`: endpoint, tries there, waits of this role."""
+        job = self._job
+        endpoint, tries, waits = place
+        return Retry(
+            job_id=job.id,
+            round=job.round,
+            task=job.task,
+            role=self._role,
+            rung=rung,
+            delay=delay,
+            left=left,
+            endpoint=endpoint,
+            tries=tries,
+            waits=waits,
+            policy=self._plan.digest,
+            trail=self.trail(delay),
+            job=self._published(job),
+            failed_over=failed_over,
+            escalated=self._escalated,
+            distributions=self._distributions,
+        )
+
+    def retry_again(self, before: Retry, delay: float, left: float) -> Retry:
+        """For a job that came back before its wait was over and leaves once more."""
+        return replace(before, delay=delay, left=left, trail=self.trail(delay))
+
+    @property
+    def _escalated(self) -> EscalationReason | None:
+        """Why the job is in this role, None where it came from its publisher."""
+        match self._resumed:
+            case Escalation(reason=reason):
+                return reason
+            case Retry(escalated=reason):
+                return reason
+        return None
+
     def _common(self) -> dict[str, Any]:
         job = self._job
         return {
@@ -228,7 +277,7 @@ class Recorder:
             "trail": self.trail(),
             "cost_picousd": self.spent,
             "cost_usd": ledger.usd(self.spent),
-            "escalated": None if self._resumed is None else self._resumed.reason,
+            "escalated": self._escalated,
         }
 
     @staticmethod

@@ -19,6 +19,13 @@ REPLY_BYTES = 32_768  # of one reply
 REPLY_BYTES_ALL = 131_072  # of all replies of a trail
 
 
+class Role(StrEnum):
+    """Who climbs: `jobs` every rung but the reference, `escalations` the reference."""
+
+    JOBS = "jobs"
+    ESCALATIONS = "escalations"
+
+
 class VerdictKind(StrEnum):
     """The gate's verdict on an attempt."""
 
@@ -112,13 +119,16 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class Waited:
-    """The job waited: from `at` to `until`, because of `reason`. `ended` is when it did go on, under `conditions`."""
+    """The job waited for `model`: from `at` to `until`, because of `reason`. `ended` is when it did go on, under
+    `conditions`.
+    """
 
     at: float
     until: float
     reason: str
     ended: float | None = None
     conditions: Mapping[str, Any] | None = None
+    model: str | None = None
     step: Literal["waited"] = "waited"
 
 

@@ -11,7 +11,7 @@ from sluiceway.core.tokens import Tokens as Tokens
 
 if TYPE_CHECKING:
     from sluiceway.core.job import Job
-    from sluiceway.core.outcome import Escalation, Result, Review
+    from sluiceway.core.outcome import Ending
 
 Headers = tuple[tuple[str, bytes | None], ...]  # Kafka lets a header have no value
 
@@ -106,6 +106,9 @@ class Flight(Protocol):
     def drop(self, record: Record) -> None:
         """It ended with nothing of it counting (an ended epoch, a stop)."""
 
+    def blame(self, record: Record) -> None:
+        """The process ends because of it: that counts as a death though all else stops in order."""
+
     def mark(self) -> int:
         """A point in time: what was published before it, a commit computed after it covers."""
 
@@ -134,6 +137,9 @@ class NoFlight:
     def drop(self, record: Record) -> None:
         pass
 
+    def blame(self, record: Record) -> None:
+        pass
+
     def mark(self) -> int:
         return 0
 
@@ -144,5 +150,5 @@ class NoFlight:
 class Meter(Protocol):
     """Counts what happened; never decides, never raises."""
 
-    def finished(self, record: Result | Review | Escalation, *, known: int) -> None:
+    def finished(self, record: Ending, *, known: int) -> None:
         """A cascade ended in `record`; the first `known` steps of its trail were counted by an earlier role."""

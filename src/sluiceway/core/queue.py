@@ -72,6 +72,10 @@ class Queue:
         """When the first may start, None where there is none."""
         return self._fresh[0].due if self._fresh else 0.0 if self._of_tenants else None
 
+    def has(self, now: float) -> bool:
+        """True if one may start now."""
+        return bool(self._of_tenants or (self._fresh and self._fresh[0].due <= now))
+
     def push(self, job: Taken) -> None:
         key = job.record.key
         if self._by_key and key is not None:

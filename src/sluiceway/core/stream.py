@@ -133,8 +133,8 @@ class Stream:
                 held.gone = True
                 self.running -= held.running
                 self.bytes -= held.bytes
-                if self._alone is not None and self._alone.held is held:
-                    self._alone = None
+        if self._alone is not None and self._alone.held.gone:
+            self._alone = None
 
     def running_in(self, partitions: Iterable[Partition]) -> int:
         return sum(held.running for p in partitions if (held := self._held.get(p)))
@@ -149,6 +149,10 @@ class Stream:
             held.reasons.discard(reason)
             if reason == FLOOD:
                 held.flood.reset()
+
+    def held(self, reason: str) -> list[Partition]:
+        """The partitions that are held for this reason."""
+        return [held.partition for held in self._held.values() if reason in held.reasons]
 
     # -- intake -------------------------------------------------------------------------------------------------
 
@@ -259,10 +263,7 @@ class Stream:
             ready = [
                 held
                 for held in self._held.values()
-                if not held.reasons
-                and held.running + started[held.partition] < share
-                and (due := held.queue.due()) is not None
-                and due <= now
+                if not held.reasons and held.running + started[held.partition] < share and held.queue.has(now)
             ]
             if not ready:
                 break

@@ -11,6 +11,7 @@ from sluiceway.core.stream import Commit, Stream
 from sluiceway.kafka.group import Committed, Group
 from sluiceway.kafka.meter import Meter
 from sluiceway.kafka.role import RoleSettings
+from sluiceway.ports import Flight
 
 
 class Committer:
@@ -22,6 +23,7 @@ class Committer:
         group: Group,
         settings: RoleSettings,
         meter: Meter,
+        flight: Flight,
         fail: Callable[[BaseException], None],
     ) -> None:
         self.generation = -1
@@ -31,6 +33,7 @@ class Committer:
         self._group = group
         self._settings = settings
         self._meter = meter
+        self._flight = flight
         self._fail = fail
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
@@ -45,7 +48,7 @@ class Committer:
             return False
         commits = self._stream.commit_due(self._loop.time(), force=force)
         if commits:
-            self._task = asyncio.create_task(self._commit(commits, self.generation))
+            self._task = asyncio.create_task(self._commit(commits, self.generation, self._flight.mark()))
         return bool(commits)
 
     async def now(self, until: float) -> bool:
@@ -66,7 +69,7 @@ class Committer:
             self._stream.commit_failed(self._loop.time())
         return False
 
-    async def _commit(self, commits: Sequence[Commit], generation: int) -> None:
+    async def _commit(self, commits: Sequence[Commit], generation: int, mark: int) -> None:
         try:
             outcome = await self._group.commit(commits, generation, self._settings.commit_timeout)
         except InputError as error:
@@ -80,6 +83,8 @@ class Committer:
         if outcome is Committed.DONE:
             self.failures = 0
             self._stream.committed(commits, now)
+            for commit in commits:
+                self._flight.cover(*commit.partition, mark)
             return
         self.failures += 1
         self._stream.commit_failed(now, self._settings.retry_pause)

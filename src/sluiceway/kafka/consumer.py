@@ -13,22 +13,22 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 
 from sluiceway.core.errors import InputError
-from sluiceway.core.stream import Partition, Stream
+from sluiceway.core.stream import FLOOD, Partition, Stream
 from sluiceway.kafka.agents import Batch, Intake
 from sluiceway.kafka.app import Duties, RoleApp
 from sluiceway.kafka.committer import Committer
 from sluiceway.kafka.fetch import FetchLoop
 from sluiceway.kafka.group import Group, UnansweredError
-from sluiceway.kafka.jobs import Oversize, RunningJobs
+from sluiceway.kafka.jobs import Crashed, Oversize, RunningJobs
 from sluiceway.kafka.meter import Meter, NoMeter
 from sluiceway.kafka.publish import Publisher
-from sluiceway.kafka.role import RoleSettings, RoleStats
+from sluiceway.kafka.role import Holds, NoHolds, RoleSettings, RoleStats
 from sluiceway.kafka.security import Connection
 from sluiceway.kafka.start import Opening, openings
 from sluiceway.kafka.topics import sizes
-from sluiceway.ports import Work
+from sluiceway.ports import Flight, NoFlight, Work
 
-__all__ = ["Oversize", "RoleConsumer", "RoleSettings", "RoleStats"]
+__all__ = ["Crashed", "Oversize", "RoleConsumer", "RoleSettings", "RoleStats"]
 
 _TWIN_WINDOW = 60.0  # seconds
 
@@ -56,6 +56,9 @@ class RoleConsumer:
         publisher: Publisher,
         meter: Meter | None = None,
         oversize: Oversize | None = None,
+        crashed: Crashed | None = None,
+        flight: Flight | None = None,
+        holds: Holds | None = None,
     ) -> None:
         self.settings = settings
         self._connection = connection
@@ -63,14 +66,30 @@ class RoleConsumer:
         self._meter: Meter = meter or NoMeter()
         self._loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[BaseException] = self._loop.create_future()
-        self._stream = Stream(settings.limits)
+        self._flight: Flight = flight or NoFlight()
+        self._holds: Holds = holds or NoHolds()
+        self._stream = Stream(
+            settings.limits, settings.delays, None if flight is None else flight.suspect, settings.tenant
+        )
         self._parts: _Parts | None = None
         self._joined = False
         self._first_joined = 0.0
         self._thrown_out: list[float] = []  # when we were no member any more though we had not left
         self._stopping = False
         self._opening: asyncio.Task[None] | None = None
-        self._jobs = RunningJobs(self._stream, work, publisher, settings, self._meter, oversize, self._fail, self._wake)
+        self._jobs = RunningJobs(
+            self._stream,
+            work,
+            publisher,
+            settings,
+            self._meter,
+            self._flight,
+            self._holds,
+            oversize,
+            crashed,
+            self._fail,
+            self._wake,
+        )
 
     def __repr__(self) -> str:
         return f"<RoleConsumer {self.settings.group} running={self._stream.running} queued={self._stream.queued}>"
@@ -95,7 +114,7 @@ class RoleConsumer:
             group,
             app,
             FetchLoop(self._stream, group, intake, self.settings, self._meter, self._fail),
-            Committer(self._stream, group, self.settings, self._meter, self._fail),
+            Committer(self._stream, group, self.settings, self._meter, self._flight, self._fail),
         )
         await app.start()
 
@@ -155,8 +174,16 @@ class RoleConsumer:
             reasons.append("reading offsets")
         if self._parts.committer.failures > 3:
             reasons.append("commits fail")
+        for topic, partition in self._stream.held(FLOOD):
+            reasons.append(f"{topic}[{partition}] is held for its dead letters: look, then sluiceway resume")
         reasons.extend(self._publisher.ready()[1])
         return not reasons, reasons
+
+    def resume(self, partition: Partition) -> None:
+        """An operator has looked: a partition that was held for its dead letters goes on."""
+        self._stream.release(partition, FLOOD)
+        self._jobs.start(self._loop.time())
+        self._wake()
 
     def stats(self) -> RoleStats:
         now = self._loop.time()
@@ -256,10 +283,13 @@ class RoleConsumer:
             found: list[Opening] | None = None
             while found is None:
                 try:
-                    found = await openings(group, partitions, self.settings.start)
+                    found = await openings(group, partitions, self.settings.start, self.settings.delays)
                 except UnansweredError as error:
                     self._meter.notice("offsets_unread", group=self.settings.group, error=str(error))
                     await asyncio.sleep(self.settings.retry_pause)
+            if generation != group.generation or self._stopping:
+                return
+            held = await self._holds.known(self.settings.group)
             if generation != group.generation or self._stopping:
                 return
             now = self._loop.time()
@@ -268,6 +298,8 @@ class RoleConsumer:
                 _, readable = self._stream.assign(
                     opening.partition, opening.committed, opening.metadata, opening.offset, now
                 )
+                if opening.partition in held:
+                    self._stream.hold(opening.partition, FLOOD)
                 if not readable:
                     self._meter.notice(
                         "commit_map_unreadable", topic=opening.partition.topic, partition=opening.partition.partition
@@ -282,8 +314,9 @@ class RoleConsumer:
     def _take(self, batches: Sequence[Batch]) -> None:
         """The agent's part."""
         now = self._loop.time()
+        wall = self.settings.wall() if self.settings.delays else 0.0
         for batch in batches:
-            taken = self._stream.fetched(batch.partition, batch.epoch, batch.records, batch.position, now)
+            taken = self._stream.fetched(batch.partition, batch.epoch, batch.records, batch.position, now, wall)
             if taken:
                 self._meter.taken(self.settings.group, batch.partition.topic, taken)
         self._jobs.start(now)

@@ -14,11 +14,14 @@ from sluiceway.core.errors import Bug
 from sluiceway.core.stream import Order, Partition, Stream, Taken
 from sluiceway.kafka.meter import Meter
 from sluiceway.kafka.publish import Publisher, TooLarge
-from sluiceway.kafka.role import RoleSettings
-from sluiceway.ports import Outgoing, Record, Work
+from sluiceway.kafka.role import Holds, RoleSettings
+from sluiceway.ports import Flight, Outgoing, Record, Work
 
 Oversize = Callable[[Record, Outgoing, TooLarge], Outgoing]
 """What to publish instead of a record that does not fit its topic: a dead letter."""
+
+Crashed = Callable[[Record], Outgoing]
+"""What to publish instead of a job that processes die of: a dead letter."""
 
 
 class RunningJobs:
@@ -31,7 +34,10 @@ class RunningJobs:
         publisher: Publisher,
         settings: RoleSettings,
         meter: Meter,
+        flight: Flight,
+        holds: Holds,
         oversize: Oversize | None,
+        crashed: Crashed | None,
         fail: Callable[[BaseException], None],
         wake: Callable[[], None],
     ) -> None:
@@ -40,7 +46,10 @@ class RunningJobs:
         self._publisher = publisher
         self._settings = settings
         self._meter = meter
+        self._flight = flight
+        self._holds = holds
         self._oversize = oversize
+        self._crashed = crashed
         self._fail = fail
         self._wake = wake
         self._loop = asyncio.get_running_loop()
@@ -50,6 +59,7 @@ class RunningJobs:
         self._swept = False
         self._settled: Counter[str] = Counter()
         self._drains: list[tuple[asyncio.Future[None], list[Partition]]] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def detached(self) -> int:
@@ -58,6 +68,8 @@ class RunningJobs:
 
     def cancel(self) -> None:
         """Nothing runs on; what was not settled stays so."""
+        if self._timer is not None:
+            self._timer.cancel()
         for task in [task for task in self._running.values() if task is not None]:
             task.cancel()
 
@@ -86,33 +98,56 @@ class RunningJobs:
                     continue
             task = self._loop.create_task(self._run(job))
             running[job] = task
+        if self._settings.delays:
+            self._wait_for_the_next(now)
+
+    def _wait_for_the_next(self, now: float) -> None:
+        """A job of a retry topic is started when it is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._stream.next_due()
+        # One that is due and was not started waits for room: what settles starts it.
+        self._timer = None if due is None or due <= now else self._loop.call_at(due, self._sweep)
 
     async def _run(self, job: Taken) -> None:
         record = job.record
         assert isinstance(record, Record)  # noqa: S101  we made it
         try:
-            outgoing = await self._work(record)
+            flight = self._flight
+            if flight.was_published(record):
+                self._settle(job)
+                return
+            outgoing: Outgoing | None
+            if self._crashed is not None and flight.condemned(record):
+                outgoing = self._crashed(record)
+            else:
+                await flight.take(record, alone=job.alone)
+                outgoing = await self._work(record)
             if job.held.gone:
+                flight.drop(record)
                 self._drop(job)
                 return
             self._running[job] = None
             if outgoing is None:
+                flight.drop(record)
                 self._settle(job)
             else:
                 self._publisher.submit(outgoing, self._acked, job)
         except Exception as error:  # noqa: BLE001  top of the task: the worker stops with the record unsettled
+            self._flight.blame(record)
             self._give_up(job, error)
 
     def _acked(self, job: Taken, outgoing: Outgoing, result: TooLarge | None) -> None:
+        assert isinstance(job.record, Record)  # noqa: S101  we made it
         if result is None:
-            self._settle(job)
+            self._flight.publish(job.record)
+            self._settle(job, dead=outgoing.topic == self._settings.dead_letters)
             return
         if self._oversize is None or result.topic != outgoing.topic:
             self._give_up(
                 job, Bug(f"a record of {result.size} bytes does not fit {result.topic} ({result.limit} bytes)")
             )
             return
-        assert isinstance(job.record, Record)  # noqa: S101  we made it
         instead = self._oversize(job.record, outgoing, result)
         if instead.topic == outgoing.topic:
             self._give_up(
@@ -128,8 +163,8 @@ class RunningJobs:
         self._fail(error)
         self._sweep()
 
-    def _settle(self, job: Taken) -> None:
-        if self._stream.settle(job, self._loop.time()):
+    def _settle(self, job: Taken, *, dead: bool = False) -> None:
+        if self._stream.settle(job, self._loop.time(), dead=dead):
             self._settled[job.held.partition.topic] += 1
             del self._running[job]
         else:
@@ -150,6 +185,12 @@ class RunningJobs:
         for topic, count in self._settled.items():
             self._meter.settled(self._settings.group, topic, count)
         self._settled.clear()
+        for partition in self._stream.floods:
+            self._holds.flooded(self._settings.group, partition)
+            self._meter.notice(
+                "flood", group=self._settings.group, topic=partition.topic, partition=partition.partition
+            )
+        self._stream.floods.clear()
         self.start(self._loop.time())
         self._wake()
         for future, partitions in self._drains:

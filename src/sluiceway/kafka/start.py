@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -49,13 +49,16 @@ def parse_start(text: str) -> Start:
     return Start(From.TIME, (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp())
 
 
-async def openings(group: Group, partitions: Sequence[Partition], start: Start | None) -> list[Opening]:
+async def openings(
+    group: Group, partitions: Sequence[Partition], start: Start | None, own: Collection[str] = ()
+) -> list[Opening]:
     """How to open each partition. Raises InputError where that is not ours to decide, else UnansweredError.
 
     With an offset of the group: there, if the partition still has it. (One beyond the end is found by the fetch: the
     embedded broker tells a wrong end, that of its last batch's first record.) Without one: an empty partition is opened
     at its end; a partition of a topic in which the group has other offsets was added later, and is read from its first
-    record; else `start` decides, and without a `start` it is refused.
+    record, and so is each of our `own` topics: what waits there is work already accepted; else `start` decides, and
+    without a `start` it is refused.
     """
     if not partitions:
         return []
@@ -80,7 +83,7 @@ async def openings(group: Group, partitions: Sequence[Partition], start: Start |
             found.append(Opening(partition, offset, offset, metadata))
         elif first == end:
             found.append(Opening(partition, end, None, ""))
-        elif partition.topic in known:
+        elif partition.topic in known or partition.topic in own:
             found.append(Opening(partition, first, None, ""))
         elif start is None:
             raise InputError(

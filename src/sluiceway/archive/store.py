@@ -1,8 +1,9 @@
-"""The local store: which calls were started, which replies came, which records were published, by this instance.
+"""The local store: which calls were started, which replies came, and which jobs were in flight, of this instance.
 
 A restart resumes cascades from it: the same events give the same decisions, so a reply that is held here is fed back
 instead of being paid for again. One SQLite file in a directory that one process holds locked. It is bounded by size and
-age, and holds no reply of data above its clearance. Losing it costs money, never a job.
+age, and holds no reply of data above its clearance. Losing it costs money, never a job. Jobs in flight are written and
+read by `archive/flight.py`, in the same transactions.
 
 What is written survives the death of the process at once (the operating system has it), and that of the machine up to
 SQLite's last checkpoint.
@@ -10,9 +11,11 @@ SQLite's last checkpoint.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -22,24 +25,14 @@ from typing import Any
 
 import orjson
 
+from sluiceway.archive.tables import Stage, next_run, opened
 from sluiceway.core.call import Call, FinishReason, Reply, TokenLogprob, Usage
 from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug, InputError
 from sluiceway.core.job import Job
 
-FORMAT = 1  # of the file; a store of another format is set aside, never half read
 _SLOTS = 256
-_TABLES = """
-CREATE TABLE IF NOT EXISTS calls (
-  key BLOB PRIMARY KEY, job BLOB NOT NULL, job_id TEXT NOT NULL, task TEXT NOT NULL, model TEXT NOT NULL,
-  draw INTEGER NOT NULL, started REAL NOT NULL, run INTEGER NOT NULL, reply BLOB, ended INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS calls_started ON calls (started);
-CREATE INDEX IF NOT EXISTS calls_open ON calls (run) WHERE ended = 0;
-CREATE TABLE IF NOT EXISTS published (origin BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS published_at ON published (at);
-CREATE TABLE IF NOT EXISTS inputs (job BLOB PRIMARY KEY, input BLOB NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
-"""
+_CALLS = (("calls", "started"), ("inputs", "at"))  # what is forgotten first where the file is too large
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +55,41 @@ class Bounds:
 
 
 class Store:
-    """`now` tells seconds since the epoch. Writes are gathered and go to the file once a turn of the event loop."""
+    """`now` tells seconds since the epoch. Writes are gathered and go to the file once a turn of the event loop.
+
+    `transaction`, `batch`, `number` and `run` (of this opening of the file) are for what keeps rows of its own in it.
+    """
 
     def __init__(self, directory: Path, *, bounds: Bounds, now: Callable[[], float]) -> None:
-        """Raises InputError when another process holds the directory, or it can't be written."""
+        """Raises InputError when another process holds the directory or no file can be made, Bug when it is full."""
         self.directory = directory
-        self._bounds, self._now = bounds, now
-        self._lock = _locked(directory)
-        if self._lock is None:
-            raise InputError("store", f"{directory}: another worker uses it. Mend: give each its own --state directory")
-        self._db = _opened(directory / "store.db")
-        (last,) = self._db.execute("SELECT coalesce(max(run), 0) FROM calls").fetchone()
-        self._run = last + 1
+        self.now = now
+        self._bounds = bounds
+        self._batches: dict[str, list[tuple[Any, ...]]] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._due = False
+        self._fault: Bug | None = None
+        self._told = False  # somebody has had the fault
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
-        self._unwritten: dict[bytes, bytes | None] = {}  # replies, and origins that were published
+        self._unwritten: dict[bytes, bytes | None] = {}  # replies
         self._written = 0
-        self.lost = tuple(
-            LostCall(*row)
-            for row in self._db.execute(
-                "SELECT job_id, task, model, started FROM calls WHERE ended = 0 AND run < ?", (self._run,)
-            )
-        )
-        self._db.execute("UPDATE calls SET ended = 1 WHERE ended = 0 AND run < ?", (self._run,))
-        self._db.commit()
+        lock = _locked(directory)
+        if lock is None:
+            raise InputError("store", f"{directory}: another worker uses it. Mend: give each its own --state directory")
+        with contextlib.ExitStack() as closing:
+            closing.callback(os.close, lock)
+            self._db = opened(directory / "store.db")
+            closing.callback(self._db.close)
+            with self.transaction() as db:
+                self.run = next_run(db)
+                (last,) = db.execute("SELECT coalesce(max(id), 0) FROM flight").fetchone()
+                lost = db.execute(
+                    "SELECT job_id, task, model, started FROM calls WHERE ended = 0 AND run < ?", (self.run,)
+                )
+                self.lost = tuple(LostCall(*row) for row in lost)
+                db.execute("UPDATE calls SET ended = 1 WHERE ended = 0 AND run < ?", (self.run,))
+            self._closing = closing.pop_all()
+        self._numbers: Iterator[int] = itertools.count(last + 1)
 
     # -- calls --------------------------------------------------------------------------------------------------
 
@@ -99,7 +104,7 @@ class Store:
 
     def started(self, job: Job, call: Call) -> None:
         """Notes, before it is made, that a call is made. Written by the next `flush`."""
-        values = (_key(job, call), _job(job), job.id, job.task, call.model.name, call.draw, self._now(), self._run)
+        values = (_key(job, call), _job(job), job.id, job.task, call.model.name, call.draw, self.now(), self.run)
         self._pending.append(
             (
                 "INSERT INTO calls (key, job, job_id, task, model, draw, started, run) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -122,81 +127,139 @@ class Store:
         key, digest = _job(job), bytes.fromhex(job.digest)
         row = self._db.execute("SELECT input FROM inputs WHERE job = ?", (key,)).fetchone()
         if row is None:
-            self._pending.append(("INSERT OR IGNORE INTO inputs VALUES (?, ?, ?)", (key, digest, self._now())))
+            self._pending.append(("INSERT OR IGNORE INTO inputs VALUES (?, ?, ?)", (key, digest, self.now())))
             return True
         return bool(row[0] == digest)
 
-    def published(self, origin: str) -> None:
-        """Notes that the broker has acked the outgoing record of the record at `origin`."""
-        key = _digest(origin)
-        self._unwritten[key] = b""
-        self._pending.append(("INSERT OR IGNORE INTO published VALUES (?, ?)", (key, self._now())))
-
-    def was_published(self, origin: str) -> bool:
-        key = _digest(origin)
-        if key in self._unwritten:
-            return True
-        return self._db.execute("SELECT 1 FROM published WHERE origin = ?", (key,)).fetchone() is not None
-
     # -- file ---------------------------------------------------------------------------------------------------
+
+    def batch(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows that the next flush runs `sql` with. Batches run in the order in which they were first asked for."""
+        return self._batches.setdefault(sql, [])
+
+    def number(self) -> int:
+        """A number for a row of the table `flight` that no other row has."""
+        return next(self._numbers)
 
     @property
     def pending(self) -> int:
-        return len(self._pending)
+        return len(self._pending) + sum(map(len, self._batches.values()))
+
+    def written(self) -> asyncio.Future[None]:
+        """Done after the next flush, at the end of this turn of the loop; a future of the caller's own, to be awaited.
+
+        It raises Bug where the file took no more, now or before: what failed once is not tried over and over.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._fault is not None:
+            self._told = True
+            future.set_exception(self._fault)
+        else:
+            self._waiters.append(future)
+            self.soon()
+        return future
+
+    def soon(self) -> None:
+        """The next flush is at the end of this turn of the loop. The next `written` raises it if it fails."""
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._due = False
+        waiters, self._waiters = self._waiters, []
+        try:
+            self.flush()
+        except Bug as error:
+            self._fault = error
+        for future in waiters:
+            if future.done():
+                continue  # who waited was cancelled
+            if self._fault is None:
+                future.set_result(None)
+            else:
+                self._told = True
+                future.set_exception(self._fault)
 
     def flush(self) -> None:
         """Writes what is gathered, in one transaction. Raises Bug where the file takes no more: the worker stops."""
-        if not self._pending:
+        count = self.pending
+        if not count:
             return
         pending, self._pending = self._pending, []
+        batches = [(sql, rows.copy()) for sql, rows in self._batches.items() if rows]
+        for rows in self._batches.values():
+            rows.clear()
         self._unwritten.clear()
-        self._db.execute("BEGIN")
-        try:
-            statement: str = ""
-            group: list[tuple[Any, ...]] = []
-            for sql, values in pending:
-                if sql != statement and group:
-                    self._db.executemany(statement, group)
-                    group = []
-                statement = sql
-                group.append(values)
-            self._db.executemany(statement, group)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            raise Bug(f"store {self.directory}: {error}. Mend: free the disk, or move --state") from None
-        self._written += len(pending)
+        with self.transaction() as db:
+            for sql, group in itertools.groupby(pending, key=_statement):
+                db.executemany(sql, [values for _, values in group])
+            for sql, rows in batches:
+                db.executemany(sql, rows)
+        self._written += count
         if self._written >= 20_000:
             self._written = 0
             self.prune()
 
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All that is done with it, or nothing. Raises Bug where the file takes no more: the worker stops."""
+        try:
+            self._db.execute("BEGIN")
+            yield self._db
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise self._bug(error) from None
+
     def prune(self) -> None:
-        """Forgets what is older than the bounds allow, and the oldest tenth while the file is too large."""
-        oldest = self._now() - self._bounds.age
-        self._forget(oldest)
-        (pages,) = self._db.execute(
-            "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
-        ).fetchone()
-        (page,) = self._db.execute("PRAGMA page_size").fetchone()
-        if pages * page > self._bounds.size:
-            row = self._db.execute(
+        """Forgets what is older than the bounds allow, and the oldest tenth of calls while the file is too large."""
+        with self.transaction() as db:
+            _forget(db, self.now() - self._bounds.age, *_CALLS, ("flight", "at"), ("deaths", "at"))
+            (pages,) = db.execute(
+                "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
+            ).fetchone()
+            (page,) = db.execute("PRAGMA page_size").fetchone()
+            if pages * page <= self._bounds.size:
+                return
+            row = db.execute(
                 "SELECT started FROM calls ORDER BY started LIMIT 1 OFFSET (SELECT count(*) / 10 FROM calls)"
             ).fetchone()
-            self._forget(row[0] if row else self._now())
+            _forget(db, row[0] if row else self.now(), *_CALLS)
+        try:
             self._db.execute("VACUUM")
+        except sqlite3.Error as error:
+            raise self._bug(error) from None
 
-    def _forget(self, before: float) -> None:
-        for table, column in (("calls", "started"), ("published", "at"), ("inputs", "at")):
-            self._db.execute(f"DELETE FROM {table} WHERE {column} < ?", (before,))  # noqa: S608  names of our own
-        self._db.commit()
+    def _bug(self, error: sqlite3.Error) -> Bug:
+        return Bug(f"store {self.directory}: {error}. Mend: free the disk, or move --state")
+
+    def landed(self) -> bool:
+        """Jobs that still run do not count as having died with this process. False where the file takes no more.
+
+        For an orderly end that leaves jobs running; `close` does the same. It writes at once, and never raises.
+        """
+        try:
+            self.flush()
+            self._db.execute("DELETE FROM flight WHERE run = ? AND stage <> ?", (self.run, Stage.PUBLISHED))
+        except (Bug, sqlite3.Error):
+            return False  # the process ends whatever comes of it; a death too many only makes a job run alone
+        return True
 
     def close(self) -> None:
-        self.flush()
-        self._db.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Writes what is gathered and gives the directory back, in any case. Raises Bug where it was not written.
+
+        A fault that somebody has had is not raised once more, and nothing is written after it.
+        """
+        try:
+            if self._fault is None:
+                self.flush()
+                self.landed()
+            elif not self._told:
+                raise self._fault
+        finally:
+            self._closing.close()
 
 
 @contextlib.contextmanager
@@ -244,25 +307,13 @@ def _locked(directory: Path) -> int | None:
     return descriptor
 
 
-def _opened(file: Path) -> sqlite3.Connection:
-    """The database, made anew where the file is broken or of another format: it is then set aside."""
-    for _ in range(2):
-        db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            (found,) = db.execute("PRAGMA user_version").fetchone()
-            if found in (0, FORMAT):
-                db.executescript(_TABLES)
-                db.execute(f"PRAGMA user_version = {FORMAT}")
-                return db
-        except sqlite3.DatabaseError:
-            pass  # set aside below
-        db.close()
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(f"{file}{suffix}", f"{file}.aside{suffix}")
-    raise InputError("store", f"{file}: can't be opened. Mend: remove the file; what it held may be paid for again")
+def _forget(db: sqlite3.Connection, before: float, *columns: tuple[str, str]) -> None:
+    for table, column in columns:
+        db.execute(f"DELETE FROM {table} WHERE {column} < ?", (before,))  # noqa: S608  names of our own
+
+
+def _statement(pending: tuple[str, tuple[Any, ...]]) -> str:
+    return pending[0]
 
 
 def _digest(*parts: str) -> bytes:

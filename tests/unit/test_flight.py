@@ -1,0 +1,444 @@
+"""Laws of what was in flight: a death counts for each job that ran, and for no other; what was published is not redone.
+
+A state machine holds `StoreFlight` to an oracle, with a death before and after each write; real processes are killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from sluiceway.archive.flight import SUSPECT_DEATHS, StoreFlight
+from sluiceway.archive.store import Bounds, Store
+from sluiceway.core.errors import Bug
+from sluiceway.ports import Flight, Record
+
+ROOT = Path(__file__).parents[2]
+
+
+class Time:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def a_record(offset: int = 1, *, topic: str = "jobs", partition: int = 0, timestamp: float = 1.5) -> Record:
+    return Record(topic, partition, offset, timestamp, b"key", b"{}", ())
+
+
+def a_store(directory: Path, time: Time | None = None, age: float = 1e6) -> Store:
+    return Store(directory, bounds=Bounds(age=age), now=time or Time())
+
+
+@contextmanager
+def dead(store: Store, into: Path) -> Iterator[Store]:
+    """A store as the next process finds it when this one dies now: what the file holds, and nothing gathered."""
+    into.mkdir()
+    for file in store.directory.glob("store.db*"):
+        shutil.copy(file, into)
+    store.close()
+    again = a_store(into)
+    yield again
+    again.close()
+
+
+async def test_what_ran_at_a_death_has_died_once_more_and_at_three_is_suspect(tmp_path: Path) -> None:
+    """Of two jobs that run at each death and one that was dropped, the two are suspect after three."""
+    directory = tmp_path / "0"
+    for death in range(SUSPECT_DEATHS):
+        store = a_store(directory)
+        flight: Flight = StoreFlight(store, "g")
+        assert not flight.suspect(a_record(1))
+        for offset in (1, 2, 3):
+            await flight.take(a_record(offset), alone=False)
+        flight.drop(a_record(3))
+        store.flush()
+        directory = tmp_path / str(death + 1)
+        with dead(store, directory):
+            pass  # opened and closed without a role: nothing is counted, nothing is forgotten
+    store = a_store(directory)
+    flight = StoreFlight(store, "g")
+    assert [flight.suspect(a_record(offset)) for offset in (1, 2, 3)] == [True, True, False]
+    assert not flight.condemned(a_record(1))
+    store.close()
+
+
+async def test_who_died_alone_is_condemned_until_its_dead_letter_is_out(tmp_path: Path) -> None:
+    """It needs no further death; once published it is not run again, and not published again after the next death."""
+    store = a_store(tmp_path / "0")
+    flight = StoreFlight(store, "g")
+    await flight.take(a_record(1), alone=True)
+    await flight.take(a_record(2), alone=False)
+    with dead(store, tmp_path / "1") as after:
+        flight = StoreFlight(after, "g")
+        assert flight.condemned(a_record(1))
+        assert not flight.condemned(a_record(2))
+        flight.publish(a_record(1))  # its dead letter; it was not taken
+        assert not flight.condemned(a_record(1))
+        after.flush()
+        with dead(after, tmp_path / "2") as last:
+            flight = StoreFlight(last, "g")
+            assert flight.was_published(a_record(1))
+            assert not flight.condemned(a_record(1))
+
+
+async def test_a_clean_stop_is_no_death(tmp_path: Path) -> None:
+    """Neither a close nor `landed` before a hard exit counts for what still runs."""
+    store = a_store(tmp_path / "0")
+    await StoreFlight(store, "g").take(a_record(), alone=True)
+    store.close()
+    store = a_store(tmp_path / "0")
+    flight = StoreFlight(store, "g")
+    assert not flight.condemned(a_record())
+    await flight.take(a_record(), alone=True)
+    assert store.landed()
+    with dead(store, tmp_path / "1") as after:
+        assert not StoreFlight(after, "g").condemned(a_record())
+
+
+async def test_a_job_that_is_blamed_has_died_however_clean_the_stop(tmp_path: Path) -> None:
+    """A fault of ours that one job brings out would else stop worker after worker."""
+    for _ in range(SUSPECT_DEATHS):
+        store = a_store(tmp_path)
+        flight = StoreFlight(store, "g")
+        assert not flight.suspect(a_record(1))
+        await flight.take(a_record(1), alone=False)
+        await flight.take(a_record(2), alone=False)
+        flight.blame(a_record(1))
+        store.close()
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+    assert flight.suspect(a_record(1))
+    assert not flight.suspect(a_record(2))
+    await flight.take(a_record(1), alone=True)
+    flight.blame(a_record(1))
+    store.close()
+    store = a_store(tmp_path)
+    assert StoreFlight(store, "g").condemned(a_record(1))
+    store.close()
+
+
+async def test_what_was_published_is_known_until_a_commit_covers_it(tmp_path: Path) -> None:
+    """By the next run, which settles it: a commit computed before that changes nothing, one after it forgets."""
+    store = a_store(tmp_path / "0")
+    flight = StoreFlight(store, "g")
+    for offset in (1, 2):
+        await flight.take(a_record(offset), alone=False)
+        flight.publish(a_record(offset))
+    assert not flight.was_published(a_record(1))  # the role knows what it settled itself
+    store.flush()
+    with dead(store, tmp_path / "1") as second:
+        flight = StoreFlight(second, "g")
+        early = flight.mark()
+        assert flight.was_published(a_record(1))
+        flight.publish(a_record(1))
+        flight.cover("jobs", 0, early)
+        assert flight.was_published(a_record(1))
+        flight.cover("jobs", 1, flight.mark())  # another partition
+        assert flight.was_published(a_record(1))
+        flight.cover("jobs", 0, flight.mark())
+        assert not flight.was_published(a_record(1))
+        second.flush()
+        with dead(second, tmp_path / "2") as third:
+            flight = StoreFlight(third, "g")
+            assert not flight.was_published(a_record(1))
+            assert flight.was_published(a_record(2))  # nobody settled it in the second run
+
+
+async def test_another_group_or_a_topic_made_anew_is_another_job(tmp_path: Path) -> None:
+    """The same topic, partition and offset under another group or with another timestamp has its own fate."""
+    store = a_store(tmp_path / "0")
+    jobs = StoreFlight(store, "jobs")
+    await jobs.take(a_record(1), alone=True)
+    await jobs.take(a_record(2), alone=False)
+    jobs.publish(a_record(2))
+    store.flush()
+    with dead(store, tmp_path / "1") as after:
+        jobs, escalations = StoreFlight(after, "jobs"), StoreFlight(after, "escalations")
+        assert jobs.condemned(a_record(1))
+        assert jobs.was_published(a_record(2))
+        assert not escalations.condemned(a_record(1))
+        assert not escalations.was_published(a_record(2))
+        assert not jobs.condemned(a_record(1, timestamp=1.501))
+        assert not jobs.was_published(a_record(2, timestamp=1.501))
+
+
+async def test_what_nobody_asks_for_is_forgotten_with_age(tmp_path: Path) -> None:
+    """Deaths and published records of a partition that another worker has now do not stay for ever."""
+    time = Time()
+    store = a_store(tmp_path / "0")
+    flight = StoreFlight(store, "g")
+    await flight.take(a_record(1), alone=True)
+    await flight.take(a_record(2), alone=False)
+    flight.publish(a_record(2))
+    store.flush()
+    with dead(store, tmp_path / "1") as after:
+        assert StoreFlight(after, "g").condemned(a_record(1))
+    for age, known in ((100.0, True), (200.0, False)):
+        time.now = 1000.0 + age
+        store = a_store(tmp_path / "1", time, age=150.0)
+        store.prune()
+        flight = StoreFlight(store, "g")
+        assert flight.condemned(a_record(1)) is known
+        assert flight.was_published(a_record(2)) is known
+        store.close()
+
+
+async def test_the_jobs_of_a_turn_are_one_write(tmp_path: Path) -> None:
+    """A hundred takes are on record together, and each returns only then."""
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+    takes = [asyncio.ensure_future(flight.take(a_record(offset), alone=False)) for offset in range(100)]
+    await asyncio.sleep(0)
+    assert store.pending == 100
+    assert not any(take.done() for take in takes)
+    await asyncio.gather(*takes)
+    assert store.pending == 0
+    store.close()
+
+
+async def test_no_job_runs_that_is_not_on_record(tmp_path: Path) -> None:
+    """A store that takes no more fails the take; `landed` then says that it could not help, and does not raise."""
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+    store.batch("INSERT INTO flight VALUES (NULL, NULL, NULL, NULL, NULL, NULL)").append(())
+    with pytest.raises(Bug, match="Mend"):
+        await flight.take(a_record(), alone=False)
+    store.batch("INSERT INTO flight VALUES (NULL, NULL, NULL, NULL, NULL, NULL)").append(())
+    assert not store.landed()
+    store.close()  # the fault was told: once is enough
+
+
+_PROCESS = """
+import asyncio, sys
+from pathlib import Path
+from sluiceway.archive.flight import StoreFlight
+from sluiceway.archive.store import Bounds, Store
+from tests.unit.test_flight import a_record, a_store
+
+async def main():
+    flight = StoreFlight(a_store(Path(sys.argv[1])), "g")
+    print(flight.suspect(a_record(1)), flight.condemned(a_record(1)), flush=True)
+    await flight.take(a_record(1), alone=flight.suspect(a_record(1)))
+    await flight.take(a_record(2), alone=False)
+    flight.publish(a_record(2))
+    await flight.take(a_record(3), alone=False)
+    flight.drop(a_record(3))
+    await flight.take(a_record(4), alone=False)
+    print("taken", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_processes_that_are_killed_are_deaths_of_the_jobs_that_ran(tmp_path: Path) -> None:
+    """kill -9, four times over one store: suspect after three, condemned after the fourth, which it ran alone."""
+    said = []
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        ) as process:
+            assert process.stdout is not None
+            try:
+                said.append(process.stdout.readline().strip())
+                assert process.stdout.readline() == "taken\n"
+            finally:
+                process.kill()
+    assert said == ["False False", "False False", "False False", "True False"]
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+    assert flight.condemned(a_record(1))
+    assert [flight.suspect(a_record(offset)) for offset in (1, 2, 3, 4)] == [True, False, False, True]
+    assert flight.was_published(a_record(2))
+    assert not flight.condemned(a_record(4))
+    store.close()
+
+
+# -- against an oracle -------------------------------------------------------------------------------------------------
+
+RECORDS = [
+    a_record(offset, partition=partition, timestamp=timestamp)
+    for partition in (0, 1)
+    for offset in (1, 2)
+    for timestamp in (1.0, 2.0)
+]
+JOBS = [(group, record) for group in ("g", "h") for record in RECORDS]
+Job = tuple[str, Record]
+
+
+@dataclass
+class Oracle:
+    """What is known, in the plainest form: of this run, and of those before it."""
+
+    running: dict[Job, bool] = field(default_factory=dict)  # -> alone
+    published: dict[Job, list[int]] = field(default_factory=dict)  # -> the marks at which
+    earlier: dict[Job, list[int]] = field(default_factory=dict)  # published by an earlier run
+    deaths: dict[Job, tuple[int, bool]] = field(default_factory=dict)
+
+    def publish(self, job: Job, mark: int) -> None:
+        taken = self.running.pop(job, None) is not None
+        if job in self.earlier:
+            self.earlier[job].append(mark)
+        if taken or job not in self.earlier:
+            self.published.setdefault(job, []).append(mark)
+        self.deaths.pop(job, None)
+
+    def die(self, job: Job, *, alone: bool) -> None:
+        deaths, before = self.deaths.get(job, (0, False))
+        self.deaths[job] = (deaths + 1, before or alone)
+
+    def cover(self, group: str, partition: int, mark: int) -> None:
+        for job in [job for job in {**self.published, **self.earlier} if job[0] == group]:
+            if job[1].partition != partition:
+                continue
+            if any(at <= mark for at in self.earlier.get(job, ())):
+                del self.earlier[job]
+            left = [at for at in self.published.pop(job, []) if at > mark]
+            if left:
+                self.published[job] = left
+
+    def next_run(self, *, died: bool) -> None:
+        if died:
+            for job, alone in self.running.items():
+                self.die(job, alone=alone)
+        self.running.clear()
+        self.earlier = {job: [] for job in {**self.earlier, **self.published}}
+        self.published.clear()
+
+
+class FlightMachine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.runner = asyncio.Runner()
+        self.root = Path(tempfile.mkdtemp())
+        self.opened = 0
+        self.known, self.written = Oracle(), Oracle()
+        self.open(self.root / "0")
+
+    def open(self, directory: Path) -> None:
+        self.store = a_store(directory)
+        self.flights = {group: StoreFlight(self.store, group) for group in ("g", "h")}
+        self.marks = [("g", 0, 0)]
+
+    def act(self, what: str, job: Job, *, dies: bool, alone: bool = False) -> None:
+        """Does it, and lets the turn end; or dies before the turn's end, so that nothing of it was written."""
+        group, record = job
+        flight = self.flights[group]
+
+        async def acts() -> None:
+            task = None
+            if what == "take":
+                task = asyncio.ensure_future(flight.take(record, alone=alone))
+                await asyncio.sleep(0)
+            elif what == "cover":
+                mark_group, partition, mark = self.marks[-1]
+                self.flights[mark_group].cover("jobs", partition, mark)
+            else:
+                getattr(flight, what)(record)
+            if dies:
+                self.image()
+            if task is not None:
+                await task
+
+        self.runner.run(acts())
+        if dies:
+            self.next_run(self.image_of(self.opened), died=True)
+        else:
+            self.written = copy.deepcopy(self.known)
+
+    def image_of(self, number: int) -> Path:
+        return self.root / str(number)
+
+    def image(self) -> None:
+        self.opened += 1
+        into = self.image_of(self.opened)
+        into.mkdir()
+        for file in self.store.directory.glob("store.db*"):
+            shutil.copy(file, into)
+
+    def next_run(self, directory: Path, *, died: bool) -> None:
+        self.store.close()
+        self.known = copy.deepcopy(self.written)
+        self.known.next_run(died=died)
+        self.written = copy.deepcopy(self.known)
+        self.open(directory)
+
+    @rule(job=st.sampled_from(JOBS), alone=st.booleans(), dies=st.booleans())
+    def take(self, job: Job, alone: bool, dies: bool) -> None:
+        self.known.running[job] = alone
+        self.act("take", job, dies=dies, alone=alone)
+
+    @rule(job=st.sampled_from(JOBS), dies=st.booleans())
+    def publish(self, job: Job, dies: bool) -> None:
+        self.known.publish(job, self.flights[job[0]].mark() + 1)
+        self.act("publish", job, dies=dies)
+
+    @rule(job=st.sampled_from(JOBS), dies=st.booleans())
+    def drop(self, job: Job, dies: bool) -> None:
+        self.known.running.pop(job, None)
+        self.act("drop", job, dies=dies)
+
+    @rule(job=st.sampled_from(JOBS), dies=st.booleans())
+    def blame(self, job: Job, dies: bool) -> None:
+        """The flight learns of it at the next opening only: this process is at its end."""
+        if job in self.known.running:
+            alone = self.known.running.pop(job)
+            self.act("blame", job, dies=dies)
+            if not dies:
+                self.written.die(job, alone=alone)
+                self.image()
+                self.next_run(self.image_of(self.opened), died=True)
+
+    @rule(job=st.sampled_from(JOBS))
+    def compute_commit(self, job: Job) -> None:
+        self.marks.append((job[0], job[1].partition, self.flights[job[0]].mark()))
+
+    @rule(dies=st.booleans())
+    def ack_commit(self, dies: bool) -> None:
+        self.known.cover(*self.marks[-1])
+        self.act("cover", JOBS[0], dies=dies)
+
+    @rule()
+    def crash(self) -> None:
+        self.image()
+        self.next_run(self.image_of(self.opened), died=True)
+
+    @rule()
+    def stop(self) -> None:
+        self.next_run(self.store.directory, died=False)
+
+    @invariant()
+    def knows_what_the_oracle_knows(self) -> None:
+        if not hasattr(self, "known"):
+            return
+        for job in JOBS:
+            flight, record = self.flights[job[0]], job[1]
+            assert flight.was_published(record) == (job in self.known.earlier)
+            deaths, alone = self.known.deaths.get(job, (0, False))
+            assert flight.suspect(record) == (deaths >= SUSPECT_DEATHS)
+            assert flight.condemned(record) == alone
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.store.close()
+            self.runner.close()
+            shutil.rmtree(self.root)
+
+
+TestFlightMachine = FlightMachine.TestCase
+TestFlightMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

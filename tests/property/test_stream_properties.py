@@ -41,7 +41,9 @@ class Role(RuleBasedStateMachine):
         self.new_worker()
 
     def new_worker(self) -> None:
-        self.stream = Stream(self.limits)
+        self.stream = Stream(
+            self.limits, suspect=lambda record: record.offset % 11 == 3, tenant=lambda record: str(record.offset % 3)
+        )
         self.position: dict[Partition, int] = {}
         self.running: list[Taken] = []
         self.late: list[Taken] = []  # still running though their epoch has ended
@@ -187,6 +189,7 @@ class Role(RuleBasedStateMachine):
         if not hasattr(self, "stream"):
             return
         assert self.stream.running == len(self.running) <= self.limits.jobs
+        assert len(self.running) == 1 or not any(job.alone for job in self.running)
         # A batch that was handed over late finds less room than it was fetched for: one batch, no more.
         assert 0 <= self.stream.queued <= self.limits.queue + 4
         assert self.stream.bytes >= 0

@@ -89,7 +89,7 @@ class Stream:
         self._epoch += 1
         queue = Queue(
             by_key=self.limits.order is Order.KEY,
-            tenant=self._tenant,
+            tenant=None if self.limits.order is Order.PARTITION else self._tenant,
             delay=self._delays.get(partition.topic, 0.0),
         )
         guard = FloodGuard(self.limits.flood)
@@ -238,7 +238,10 @@ class Stream:
             room = min(room, self._left)
         if room <= 0 or not self.queued or self._alone is not None:
             return []
-        jobs = self._start_alone() if self._suspects else self._start_many(room, now)
+        jobs = [] if self._suspects else self._start_many(room, now)
+        if self._suspects and not jobs and not self.running:
+            self._alone = self._suspects.popleft()
+            jobs = [self._alone]
         for job in jobs:
             job.held.running += 1
         self.running += len(jobs)
@@ -248,12 +251,6 @@ class Stream:
         if jobs:
             self.last_progress = now
         return jobs
-
-    def _start_alone(self) -> list[Taken]:
-        if self.running:
-            return []
-        self._alone = self._suspects.popleft()
-        return [self._alone]
 
     def _start_many(self, room: int, now: float) -> list[Taken]:
         share = 1 if self.limits.order is Order.PARTITION else self._share(self.limits.jobs)

@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from sluiceway.core import control
 from sluiceway.core.job import JobRecord
-from sluiceway.core.outcome import DeadLetter, Escalation, Result, Review
+from sluiceway.core.outcome import DeadLetter, Escalation, Result, Retry, Review
 from sluiceway.kafka.topics import directory
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -22,7 +23,9 @@ _RECORDS: Mapping[str, Any] = {
     "result": Result,
     "review": Review,
     "escalation": Escalation,
+    "retry": Retry,
     "dead-letter": DeadLetter,
+    "control": control.Record,
 }
 
 

@@ -14,9 +14,8 @@ import orjson
 
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request
 from sluiceway.core.catalog import JsonMode, Model, Price
-from sluiceway.core.errors import InputError
 from sluiceway.models import failure, schema, tokens
-from sluiceway.models.body import Template, Templates
+from sluiceway.models.body import Template, Templates, keep_reserved
 from sluiceway.models.usage import anthropic_usage, estimated
 
 VERSION = "2023-06-01"
@@ -28,9 +27,7 @@ class AnthropicFormat:
     """One model's requests and replies in this format."""
 
     def __init__(self, model: Model) -> None:
-        if taken := sorted(_RESERVED & set(model.extra_body)):
-            detail = f"model {model.name!r}: extra_body can't set {', '.join(taken)}"
-            raise InputError("extra_body", f"{detail}. Mend: remove it; json_mode, params and the prompt decide it")
+        keep_reserved(model, _RESERVED, "json_mode, params and the prompt")
         self._model = model
         self._templates = Templates(self._template)
 

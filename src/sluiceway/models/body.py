@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from sluiceway.core.call import Call, Request
+from sluiceway.core.catalog import Model
 from sluiceway.core.errors import Bug, InputError
 
 _KEPT = 128  # templates of one model: prompts x schemas in use at once
@@ -57,3 +58,10 @@ def _encode(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError as error:  # orjson.JSONEncodeError: a lone surrogate in the text
         raise InputError("text", f"it can't be written as JSON ({error}). Mend: send valid UTF-8") from None
+
+
+def keep_reserved(model: Model, reserved: Set[str], deciders: str) -> None:
+    """Raises InputError where `extra_body` sets a key that `deciders` decide."""
+    if taken := sorted(reserved & set(model.extra_body)):
+        detail = f"model {model.name!r}: extra_body can't set {', '.join(taken)}"
+        raise InputError("extra_body", f"{detail}. Mend: remove it; {deciders} decide it")

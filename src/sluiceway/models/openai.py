@@ -14,9 +14,8 @@ import orjson
 
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request
 from sluiceway.core.catalog import JsonMode, Model
-from sluiceway.core.errors import InputError
 from sluiceway.models import failure, schema
-from sluiceway.models.body import Template, Templates
+from sluiceway.models.body import Template, Templates, keep_reserved
 from sluiceway.models.logprobs import aligned, read_logprobs
 from sluiceway.models.usage import estimated, openai_usage
 
@@ -28,9 +27,7 @@ class OpenAIFormat:
     """One model's requests and replies in this format."""
 
     def __init__(self, model: Model) -> None:
-        if taken := sorted(_RESERVED & set(model.extra_body)):
-            detail = f"model {model.name!r}: extra_body can't set {', '.join(taken)}"
-            raise InputError("extra_body", f"{detail}. Mend: remove it; json_mode, params and the gate decide it")
+        keep_reserved(model, _RESERVED, "json_mode, params and the gate")
         self._model = model
         self._templates = Templates(self._template)
 

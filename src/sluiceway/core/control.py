@@ -145,6 +145,11 @@ def held(records: Mapping[str, Record], group: str) -> dict[Partition, Hold]:
     return found
 
 
+def groups(records: Mapping[str, Record]) -> list[str]:
+    """The groups that have a hold on record, resumed or not."""
+    return sorted({named[0] for key in records if kind_of(key) == "hold" and (named := place(key)) is not None})
+
+
 def hold_at(now: float, resume: Resume | None) -> float:
     """The `at` of a new hold: now, and later than what was resumed, whatever clocks told those times."""
     return now if resume is None or now > resume.at else math.nextafter(resume.at, math.inf)

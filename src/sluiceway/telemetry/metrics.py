@@ -11,6 +11,7 @@ from sluiceway import __version__
 from sluiceway.core import ledger
 from sluiceway.core.outcome import Escalation, Result, Review, Status
 from sluiceway.core.trail import Attempt
+from sluiceway.core.watchdog import Facts, Findings
 
 _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 
@@ -62,6 +63,26 @@ class Metrics:
             ("consumergroup",),
             registry=self.registry,
         )
+        self.waiting = gauge(
+            "sluiceway_jobs_waiting",
+            "Jobs in flight that wait by rule or for the broker's ack.",
+            ("consumergroup",),
+            registry=self.registry,
+        )
+        self.held_work = gauge(
+            "sluiceway_held_work_seconds",
+            "How long no job has got on, of those in flight that do not wait by rule.",
+            ("consumergroup",),
+            registry=self.registry,
+        )
+        self.commit_age = gauge(
+            "sluiceway_commit_age_seconds", "Since the last commit; 0 while none is due.", ("consumergroup",)
+        )
+        self.unacked_age = gauge(
+            "sluiceway_unacked_age_seconds", "How long the oldest outgoing record has waited for its ack."
+        )
+        self.loop_lag = gauge("sluiceway_loop_lag_seconds", "How much later than asked the worker's loop last turned.")
+        self.slow = gauge("sluiceway_watchdog_slow", "1 while the watchdog keeps the worker unready.")
         self.notices = counter("sluiceway_notices", "Notices of the Kafka layer, by kind.", ("event",))
         self._build = gauge("sluiceway_build_info", "Always 1; the labels tell what runs.", ("version", "policy"))
 
@@ -85,6 +106,17 @@ class Metrics:
                 self.reference_cost.labels(task).inc(ledger.usd(record.reference_cost_picousd))
         self.jobs.labels(task, outcome).inc()
         self.duration.labels(task, outcome).observe(max(0.0, record.finished_at - record.trail.taken_at))
+
+    def watched(self, facts: Facts, findings: Findings, lag: float) -> None:
+        """What the watchdog saw at one beat of the loop, which came `lag` seconds late."""
+        held = dict(findings.held)
+        for role in facts.roles:
+            self.waiting.labels(role.group).set(role.waiting)
+            self.held_work.labels(role.group).set(held.get(role.group, 0.0))
+            self.commit_age.labels(role.group).set(role.commit_age)
+        self.unacked_age.set(facts.unacked_age)
+        self.loop_lag.set(lag)
+        self.slow.set(bool(findings.slow))
 
     def dead_letter(self, task: str) -> None:
         """Counts a dead letter; `task` is a name of the policy, or empty where the record names none that is known."""

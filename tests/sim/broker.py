@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
@@ -108,7 +108,8 @@ class Broker:
         self.appended: Callable[[Seen], None] = lambda _: None
         self.was_committed: Callable[[str, TopicPartition, Committed], None] = lambda *_: None
         self.seeked: Callable[[TopicPartition, str], None] = lambda *_: None
-        self._waiters: list[tuple[Sequence[str], asyncio.Future[None]]] = []
+        self._waiters: list[tuple[Callable[[], Container[TopicPartition]], asyncio.Future[None]]] = []
+        self._announced: set[TopicPartition] = set()
         self._numbers = 0
         self._context = contextvars.copy_context()
 
@@ -119,9 +120,9 @@ class Broker:
 
     # -- time ---------------------------------------------------------------------------------------------------
 
-    def later(self, seconds: float, callback: Callable[..., object], *args: Any) -> None:
+    def later(self, seconds: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
         """In the cluster's own context: it happens whatever becomes of the process that asked."""
-        self.loop.call_later(seconds, callback, *args, context=self._context)
+        return self.loop.call_at(self.loop.time() + seconds, callback, *args, context=self._context)
 
     def latency(self) -> float:
         """Seconds until a request arrives: a broker that is paused takes none before it goes on."""
@@ -154,14 +155,14 @@ class Broker:
             log.end += self.dice.randint(1, 3)
             self.note("gap")
         self.appended(seen)
-        self.later(0.001 + self.dice.random() * 0.005, self.arrived, topic)
+        self.announce(TopicPartition(topic, partition), 0.001 + self.dice.random() * 0.005)
         return Place(topic, partition, seen.offset)
 
     def mark(self, topic: str, partition: int) -> None:
         """A transaction's marker: the partition goes on by an offset that is no record."""
         self.topics[topic][partition].end += 1
         self.note("marker")
-        self.later(0.002, self.arrived, topic)
+        self.announce(TopicPartition(topic, partition), 0.002)
 
     def read(self, tp: TopicPartition, position: int, most: int) -> tuple[list[Seen], int]:
         """At most `most` records from `position` on, and the position after them."""
@@ -172,20 +173,28 @@ class Broker:
             return found, found[-1].offset + 1 if found else position
         return found, log.end
 
-    def arrival(self, topics: Sequence[str]) -> asyncio.Future[None]:
+    def arrival(self, assigned: Callable[[], Container[TopicPartition]]) -> asyncio.Future[None]:
+        """Done when something may be read of a partition that is assigned by then."""
         future: asyncio.Future[None] = self.loop.create_future()
-        self._waiters.append((topics, future))
+        self._waiters.append((assigned, future))
         return future
 
-    def arrived(self, topic: str) -> None:
+    def announce(self, tp: TopicPartition, seconds: float) -> None:
+        """Who waits for the partition hears of it by then; of much that comes at once it hears once."""
+        if tp not in self._announced:
+            self._announced.add(tp)
+            self.later(seconds, self._arrived, tp)
+
+    def _arrived(self, tp: TopicPartition) -> None:
+        self._announced.discard(tp)
         waiting, self._waiters = self._waiters, []
-        for topics, future in waiting:
+        for assigned, future in waiting:
             if future.done():
                 continue
-            if topic in topics:
+            if tp in assigned():
                 future.set_result(None)
             else:
-                self._waiters.append((topics, future))
+                self._waiters.append((assigned, future))
 
     # -- groups -------------------------------------------------------------------------------------------------
 

@@ -68,9 +68,8 @@ def _money(world: World, outcomes: list[Outcome]) -> None:
     }
     for what in laws.money(outcomes, world.models.entries, rates, lost=lost, lost_allowed=len(lost)):
         world.breach("L6 money", what)
-    for store in world.stores.values():
-        for what in store.twice:
-            world.breach("L6 money", f"paid twice for {what}")
+    for what in world.twice:
+        world.breach("L6 money", f"paid twice for {what}")
     for what in world.models.unrecorded:
         world.breach("L6 money", f"{what} was called and is not on record")
     _amplification(world)

@@ -7,7 +7,7 @@ ones. Errors are aiokafka's own classes. `installed()` puts them in place.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -56,7 +56,7 @@ class _Waiters:
         self._fetch_task = None  # these die in no world
 
     def _create_fetch_waiter(self) -> asyncio.Future[None]:
-        return self._consumer.broker.arrival(self._consumer.topics)
+        return self._consumer.broker.arrival(self._consumer.assigned)
 
 
 class _Coordination:
@@ -177,6 +177,9 @@ class SimConsumer:
     def assignment(self) -> list[TopicPartition]:
         return list(self._subscription.assignment.states)
 
+    def assigned(self) -> Container[TopicPartition]:
+        return self._subscription.assignment.states
+
     # -- fetching -----------------------------------------------------------------------------------------------
 
     async def getmany(
@@ -193,7 +196,7 @@ class SimConsumer:
             raise kafka_errors.NoOffsetForPartitionError(tp)
         broker, weather = self.broker, self.broker.weather
         if weather.paused_until > broker.loop.time():
-            broker.later(self.broker.latency(), broker.arrived, tp[0])
+            broker.announce(tp, broker.latency())
             return {}
         if weather.fetch_error and broker.dice.random() < weather.fetch_error:
             broker.note("fetch_error")
@@ -210,7 +213,7 @@ class SimConsumer:
         self._ends[tp] = broker.log(tp).end
         state.position = position
         if position < self._ends[tp]:
-            broker.later(0.005, broker.arrived, tp[0])
+            broker.announce(tp, 0.005)
         return {tp: [_as_fetched(record) for record in found]} if found else {}
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
@@ -219,7 +222,7 @@ class SimConsumer:
             raise kafka_errors.IllegalStateError("no partition of ours")
         state.position = offset
         self.broker.seeked(tp, self.group)
-        self.broker.later(self.broker.latency(), self.broker.arrived, tp[0])
+        self.broker.announce(tp, self.broker.latency())
 
     def highwater(self, tp: TopicPartition) -> int | None:
         return self._ends.get(tp)

@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 from sluiceway.archive import journal
-from sluiceway.core import cascade, ledger, offsets, retrybudget, stream
+from sluiceway.core import cascade, commits, ledger, offsets, queue, retrybudget, stream
 from sluiceway.kafka import committer, consumer, fetch, jobs, publish
 from sluiceway.models import pool
 
@@ -58,6 +58,7 @@ def _plant(*slips: Slip) -> Callable[[], AbstractContextManager[None]]:
 
 
 _S, _L, _J, _P = stream.Stream, offsets.OffsetLedger, jobs.RunningJobs, publish.Publisher
+_C, _Q = commits.Commits, queue.Queue
 
 PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     # Offsets.
@@ -70,11 +71,9 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "taken_again": _plant((_L, "take", "if offset < self.position:", "if False:")),
     "map_one_too_many": _plant((_L, "finished", "ranges.append((edge, offset))", "ranges.append((edge, offset + 1))")),
     "commit_without_map": _plant(
-        (_S, "commit_due", "encode_finished(offset, held.ledger.finished(), self._metadata_chars)", '("", 0)')
+        (_C, "_commit", "encode_finished(offset, held.ledger.finished(), self.metadata_chars)", '("", 0)')
     ),
-    "map_of_another_commit": _plant(
-        (_S, "commit_due", "offset = held.ledger.watermark", "offset = held.ledger.position")
-    ),
+    "map_of_another_commit": _plant((_C, "_commit", "offset = held.ledger.watermark", "offset = held.ledger.position")),
     # Epochs.
     "epoch_ignored_by_fetch": _plant((_S, "fetched", "held.epoch != epoch or ", "")),
     "fetched_under_an_old_epoch": _plant(  # found by these worlds in September's fetch loop
@@ -106,8 +105,8 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (fetch.FetchLoop, "wake", "self._nudged = True", "return"),
     ),
     "nothing_started_after_a_settle": _plant((_J, "_sweep", "self.start(self._loop.time())", "pass")),
-    "key_ignored": _plant((_S, "fetched", "if by_key and key is not None:", "if False:")),
-    "line_never_moves": _plant((_S, "settle", "held.queue.append(line.popleft())", "line.popleft()")),
+    "key_ignored": _plant((_Q, "push", "if self._by_key and key is not None:", "if False:")),
+    "line_never_moves": _plant((_Q, "settled", "self._fresh.append(line.popleft())", "line.popleft()")),
     "seek_one_too_far": _plant((consumer.RoleConsumer, "_open", "opening.offset)", "opening.offset + 1)")),
     # Publish, settle, commit.
     "settled_before_the_ack": _plant(
@@ -126,7 +125,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "commit_failure_taken_for_done": _plant(
         (committer.Committer, "_commit", "if outcome is Committed.DONE:", "if True:")
     ),
-    "commit_never_made_again": _plant((_S, "commit_failed", "self._committing = False", "pass")),
+    "commit_never_made_again": _plant((_C, "failed", "self._under_way = False", "pass")),
     "oversize_settles_unpublished": _plant((_J, "_acked", "if result is None:", "if True:")),
     # Work, runner, cascade.
     "dead_letter_not_published": _plant(

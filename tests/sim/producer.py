@@ -61,6 +61,11 @@ class SimProducer:
                 acked.set_exception(error)
                 acked.exception()  # seen: its owner may be frozen, and killed before it looks
 
+        def is_acked() -> None:
+            if not acked.done():
+                timeout.cancel()
+                acked.set_result(None)
+
         def arrives(lost: bool) -> None:
             limit = broker.limits.get(topic)
             if limit is not None and any(len(value or b"") > limit for _, value, _ in batch.records):
@@ -73,7 +78,7 @@ class SimProducer:
             if lost:
                 broker.note("produce_ack_lost", topic=topic, records=len(batch.records))
             elif not acked.done():
-                broker.later(0.001, lambda: None if acked.done() else acked.set_result(None))
+                broker.later(0.001, is_acked)
 
         dice = broker.dice.random()
         if self.out_of_step or dice < weather.out_of_step:
@@ -88,7 +93,7 @@ class SimProducer:
             broker.later(broker.latency(), fails, error())
             return acked
         broker.later(broker.latency(), arrives, dice - weather.produce_error < weather.produce_lost)
-        broker.later(_PRODUCE_TIMEOUT, self._timed_out, acked)
+        timeout = broker.later(_PRODUCE_TIMEOUT, self._timed_out, acked)
         return acked
 
     def _timed_out(self, acked: asyncio.Future[None]) -> None:

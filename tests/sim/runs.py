@@ -98,7 +98,7 @@ def _first(task: tuple[str, tuple[int, ...]]) -> tuple[str, Told | None]:
 
 def _pool(processes: int | None) -> Any:
     # Spawned, not forked: pytest and its plugins may have threads.
-    return multiprocessing.get_context("spawn").Pool(processes or os.cpu_count() or 1)
+    return multiprocessing.get_context("spawn").Pool(processes or os.cpu_count() or 1, gc.freeze)
 
 
 def _one(task: tuple[int, str | None]) -> Told:

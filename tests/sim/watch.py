@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from aiokafka import TopicPartition
@@ -54,13 +55,14 @@ def seeked(world: World, tp: TopicPartition, group: str) -> None:
     made = world.broker.group(group).committed.get(tp)
     offset, finished = (made.offset, decode_finished(made.offset, made.metadata) or ()) if made else (0, ())
     log = world.broker.log(tp)
-    open_ = {at for at in log.offsets if at >= offset and not any(a <= at < b for a, b in finished)}
-    redone = {at for at in open_ if Place(tp[0], tp[1], at) in world.answered}
-    for run in world.runs:
-        place = run.place
-        if run.outgoing and not run.appended and (place.topic, place.partition) == tp and place.offset in open_:
-            redone.add(place.offset)
-    world.redo += len(redone)
+    answered, topic, number = world.answered, *tp
+    # What is being published lies beside what is answered: it may yet arrive.
+    on_the_way = {run.place.offset for run in world.outgoing.values() if run.place[:2] == tp}
+    for at in log.offsets[bisect_left(log.offsets, offset) :]:
+        if any(first <= at < last for first, last in finished):
+            continue
+        if at in on_the_way or (topic, number, at) in answered:
+            world.redo += 1
     # A worker that was frozen, or thrown out and not told yet, goes on with what it has for a moment.
     for worker in world.workers.values():
         if worker.process.dead or worker.process is PROCESS.get():

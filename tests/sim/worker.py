@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.journal import Journal
 from sluiceway.clock import WallClock
-from sluiceway.core.call import Call, Reply
 from sluiceway.core.cascade import Role
 from sluiceway.core.errors import Bug
-from sluiceway.core.job import Job
 from sluiceway.kafka.consumer import RoleConsumer
 from sluiceway.kafka.publish import Publisher
 from sluiceway.kafka.role import RoleSettings
@@ -25,7 +24,7 @@ from sluiceway.runner import Runner
 from sluiceway.work import Desk
 from tests.sim import models
 from tests.sim.loop import PROCESS, Process
-from tests.support.core import Letters
+from tests.sim.store import SimStore
 from tests.support.evidence import Place
 
 if TYPE_CHECKING:
@@ -39,54 +38,6 @@ _CONNECTIONS = {
 }
 
 
-class SimStore:
-    """The local store of one instance: what was flushed outlives the process, what was not is gone with it."""
-
-    def __init__(self) -> None:
-        self.calls: dict[tuple[str, ...], Reply | None] = {}
-        self.open: Counter[tuple[str, ...]] = Counter()
-        self._pending: list[tuple[str, tuple[str, ...], Reply | None]] = []
-        self.twice: list[str] = []
-
-    def opened(self) -> int:
-        """A new process begins: how many calls the one before it has lost."""
-        self._pending.clear()
-        lost = self.open.total()
-        self.open.clear()
-        return lost
-
-    @staticmethod
-    def _key(job: Job, call: Call) -> tuple[str, ...]:
-        return job.origin, job.id, call.model.name, call.request.user, str(call.draw)
-
-    def reply(self, job: Job, call: Call) -> Reply | None:
-        key = self._key(job, call)
-        for kind, pending, reply in reversed(self._pending):
-            if pending == key and kind == "ended":
-                return reply
-        return self.calls.get(key)
-
-    def on_record(self, call: Call) -> bool:
-        """Whether the file knows that such a call is under way."""
-        return self.open[call.job_id, call.model.name, call.request.user, str(call.draw)] > 0
-
-    def started(self, job: Job, call: Call) -> None:
-        key = self._key(job, call)
-        if self.calls.get(key) is not None:
-            self.twice.append(f"{job.id} at {call.model.name}")
-        self._pending.append(("started", key, None))
-
-    def ended(self, job: Job, call: Call, reply: Reply | None) -> None:
-        self._pending.append(("ended", self._key(job, call), reply))
-
-    def flush(self) -> None:
-        for kind, key, reply in self._pending:
-            self.open[key[1:]] += 1 if kind == "started" else -1
-            if kind == "ended":
-                self.calls[key] = reply
-        self._pending.clear()
-
-
 @dataclass(slots=True)
 class Run:
     """One run of a record's work in one process. `void`: its epoch had ended when it was done."""
@@ -95,7 +46,6 @@ class Run:
     place: Place
     process: Process
     void: bool = False
-    outgoing: bool = False
     appended: int = 0
     dead: bool = False
 
@@ -125,9 +75,9 @@ class _Finished:
 class SimWorker:
     """One process from its start to its end. `asked` is its SIGTERM."""
 
-    def __init__(self, world: World, name: str, store: SimStore) -> None:
+    def __init__(self, world: World, name: str) -> None:
         self.world = world
-        self.store = store
+        self.store: SimStore | None = None
         self.process = Process(name)
         self.consumers: list[RoleConsumer] = []
         self.active: dict[Place, Run] = {}
@@ -151,20 +101,24 @@ class SimWorker:
 
     async def _work(self) -> int:
         world = self.world
-        world.lost_calls += self.store.opened()
         topics, setup = world.topics, world.setup
         connection = _CONNECTIONS[setup.idempotent]
         notes = Notes(world, self.process.name)
         clock = WallClock()
-        pool = models.pool(world.policy, world.models, clock, self.store.on_record)
+        if setup.state:
+            self.store = SimStore(world.state / self.process.name, clock.now, world.twice.append)
+            for _ in self.store.lost:
+                world.note("call_lost")
+        store = self.store
+        pool = models.pool(world.policy, world.models, clock, store.on_record if store else lambda _: True)
         runner = Runner(
             world.policy,
             pool,
             clock=clock,
-            tokens=Letters(),
+            tokens=models.Bytes(),
             meter=_Finished(),
             secret=b"a secret of sixteen",
-            journal=Journal(self.store),  # type: ignore[arg-type]  # a store in memory
+            journal=Journal(store) if store else None,
         )
         self.publisher = publisher = Publisher(connection, topics.written, meter=notes)
         await publisher.start()
@@ -188,6 +142,7 @@ class SimWorker:
                 lambda record, outgoing, limit, instead=instead: _tagged(
                     instead(record, outgoing, limit), dict(outgoing.headers)[FROM] or b""
                 ),
+                flight=StoreFlight(store, settings.group) if store else None,
             )
             self.consumers.append(consumer)
         for consumer in self.consumers:
@@ -205,6 +160,8 @@ class SimWorker:
         begin = world.loop.time()
         clean = await asyncio.gather(*(consumer.stop(_STOP) for consumer in self.consumers), return_exceptions=True)
         await publisher.stop(2.0)
+        if store:
+            store.close()
         took = world.loop.time() - begin
         if took > _STOP + 4.0 and not self.process.frozen and world.loop.time() - world.thawed_at > _STOP + 6.0:
             world.breach("L8 progress", f"{self.process.name} took {took:.1f} s to stop")
@@ -244,7 +201,8 @@ class SimWorker:
                 return None
             stream = self.consumers[number]._stream
             it.void = stream.epoch((record.topic, record.partition)) is None  # type: ignore[arg-type]  # an equal pair
-            it.outgoing = not it.void
+            if not it.void:
+                world.outgoing[it.number] = it
             return _tagged(outgoing, str(it.number).encode())
 
         return run

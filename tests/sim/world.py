@@ -9,11 +9,14 @@ import asyncio
 import contextvars
 import gc
 import hashlib
+import os
 import random
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from random import Random
 from typing import Any
 from unittest import mock
@@ -32,10 +35,10 @@ from tests.sim.faults import FAULTS
 from tests.sim.feed import MAX_BYTES, feed
 from tests.sim.judge import judge
 from tests.sim.loop import Process, StalledError, VirtualLoop
-from tests.sim.models import Moods, SimModels
+from tests.sim.models import Bytes, Moods, SimModels
 from tests.sim.watch import seeked, was_committed
-from tests.sim.worker import Run, SimStore, SimWorker, run_of
-from tests.support.core import Letters, load
+from tests.sim.worker import Run, SimWorker, run_of
+from tests.support.core import load
 from tests.support.evidence import Disturbance, Lag, Place, Published, Sample
 from tests.support.topics import Seen
 
@@ -43,6 +46,7 @@ HEAL = 20.0  # seconds: then all faults end
 WITHIN = 75.0  # seconds after healing until nothing may be left to do
 STORY = 60  # events that a failing world reprints
 DEADLINE = 16.0
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  where files cost no disk
 
 _POLICY = f"""
 models:
@@ -72,7 +76,7 @@ def policy() -> Policy:
 
 @cache
 def _compiled(_policy: str) -> dict[str, plans.Plan]:
-    return plans.compile_plans(policy(), Letters())
+    return plans.compile_plans(policy(), Bytes())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class Setup:
     limits: Limits
     idempotent: bool
     workers: int
+    state: bool  # whether they keep a local store
 
 
 class _WorldTime:
@@ -138,7 +143,6 @@ class World:
         self.jumped = 0.0
         self.thawed_at = -100.0
         self.healed = False
-        self.lost_calls = 0
         self.published: list[Published] = []
         self.jobs: dict[str, str] = {}  # id -> text
         self.copies = 0
@@ -149,12 +153,14 @@ class World:
         self.ends = HEAL + WITHIN
         self.outputs: list[Seen] = []
         self.runs: list[Run] = [Run(0, Place("", 0, 0), None)]  # type: ignore[arg-type]  # number 0 is nobody's
+        self.outgoing: dict[int, Run] = {}  # by number: their records are on the way
         self.retried = 0
         self.redo = 0
         self.samples: list[Sample] = []
         self.lags: list[Lag] = []
         self.workers: dict[str, SimWorker] = {}
-        self.stores: dict[str, SimStore] = {}
+        self.state: Path
+        self.twice: list[str] = []  # calls that were paid for though their reply was on file
         self.wanted: set[str] = set()  # workers that should be up
         self.fault_names: tuple[str, ...] = ()
         self.disturbance = Disturbance()
@@ -178,7 +184,7 @@ class World:
         if limits.order is Order.PARTITION:
             # One after another is slow: give each partition little to wait for.
             limits = replace(limits, jobs=100, queue=200, bytes=64 << 20)
-        return Setup(limits, dice.random() < 0.5, 2)
+        return Setup(limits, dice.random() < 0.5, 2, dice.random() < 0.4)
 
     # -- telling ------------------------------------------------------------------------------------------------
 
@@ -209,6 +215,7 @@ class World:
         if run.void:
             self.breach("L3 one outcome", f"{run.place} was published after its epoch had ended (run {run.number})")
         run.appended += 1
+        self.outgoing.pop(run.number, None)
         if run.appended > 1:
             self.retried += 1
         self.answered.add(run.place)
@@ -237,7 +244,7 @@ class World:
         if known is not None and not known.process.dead:
             return
         self.note("started", worker=name)
-        self.workers[name] = SimWorker(self, name, self.stores.setdefault(name, SimStore()))
+        self.workers[name] = SimWorker(self, name)
         self._context.copy().run(self.workers[name].start)
 
     def kill(self, name: str) -> bool:
@@ -251,6 +258,8 @@ class World:
 
     def _dead(self, worker: SimWorker) -> None:
         worker.active.clear()
+        if worker.store is not None:
+            worker.store.die()
         self.disturbance.kills += 1
 
     # -- the run -------------------------------------------------------------------------------------------------
@@ -273,11 +282,15 @@ class World:
         BROKER.append(self.broker)
         try:
             with (
+                tempfile.TemporaryDirectory(prefix="sluiceway-sim-", dir=_MEMORY) as state,
                 kafka.installed(),
                 mock.patch("sluiceway.clock.time", _WorldTime(self)),
                 mock.patch("sluiceway.runner.compile_plans", lambda p, _tokens: _compiled(p.digest)),
             ):
+                self.state = Path(state)
                 self.loop.run(self._main())
+                for worker in self.workers.values():
+                    self._dead(worker)
         except StalledError as error:
             self.breach("L8 progress", str(error))
         finally:

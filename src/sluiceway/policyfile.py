@@ -17,6 +17,7 @@ from sluiceway.core import policy as policies
 from sluiceway.core.cascade import Role
 from sluiceway.core.catalog import Model
 from sluiceway.core.errors import InputError
+from sluiceway.core.leave import NEVER, Leaving
 from sluiceway.core.policy import Offer, Policy
 from sluiceway.core.route import Router
 from sluiceway.models import prices, providers, tokens
@@ -62,6 +63,7 @@ def open_runner(
     environ: Mapping[str, str] | None = None,
     journal: Journal | None = None,
     roles: Collection[Role] = tuple(Role),
+    leaving: Leaving = NEVER,
 ) -> tuple[Runner, Pool]:
     """A runner of `policy` on its real models; whoever opens them closes the pool. No model is called yet.
 
@@ -76,7 +78,15 @@ def open_runner(
     pool = Pool.open(_called_by(policy, roles), clock, encoding, environ=environ)
     models = SharedCalls(pool, policy.sharing, policy.digest, clock) if policy.sharing.on else pool
     runner = Runner(
-        policy, models, clock=clock, tokens=encoding, meter=meter, secret=secret, language=detect, journal=journal
+        policy,
+        models,
+        clock=clock,
+        tokens=encoding,
+        meter=meter,
+        secret=secret,
+        language=detect,
+        journal=journal,
+        leaving=leaving,
     )
     return runner, pool
 

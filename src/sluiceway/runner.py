@@ -5,6 +5,7 @@ It keeps what cascades share (the policy in use, health, budgets, failed shares)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
 from zoneinfo import ZoneInfo
@@ -12,19 +13,24 @@ from zoneinfo import ZoneInfo
 from sluiceway.core import job as jobs
 from sluiceway.core import ledger
 from sluiceway.core.call import CACHED, Call, Failure, FailureKind, Reply
-from sluiceway.core.cascade import Cascade, Conditions, Event, Finish, Role, Wait, Woke
+from sluiceway.core.cascade import Cascade, Conditions, Finish, Left, Role, Wait, Woke
 from sluiceway.core.coin import Purpose, coin
+from sluiceway.core.errors import InputError
 from sluiceway.core.health import FailedShare, HealthBoard
 from sluiceway.core.job import Job
+from sluiceway.core.leave import NEVER, Leaving
 from sluiceway.core.ledger import DayBudget
-from sluiceway.core.outcome import Escalation, Result, Review
+from sluiceway.core.outcome import Ending, HandOver, Retry
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Policy
 from sluiceway.ports import Clock, Journal, Meter, Models, NoJournal, Tokens
 
 
 class Runner:
-    """Runs jobs under one policy. `secret` feeds the coins; `language` tells a text's ISO 639-1 code."""
+    """Runs jobs under one policy. `secret` feeds the coins; `language` tells a text's ISO 639-1 code.
+
+    `leaving`: which waits end in a retry topic instead of being slept.
+    """
 
     def __init__(
         self,
@@ -37,6 +43,7 @@ class Runner:
         secret: bytes,
         language: Callable[[str], str] | None = None,
         journal: Journal | None = None,
+        leaving: Leaving = NEVER,
     ) -> None:
         self.policy = policy
         self.plans = compile_plans(policy, tokens)
@@ -46,6 +53,7 @@ class Runner:
         self._secret = secret
         self._language = language
         self._journal: Journal = journal or NoJournal()
+        self._leaving = leaving
         self._health = HealthBoard()
         self._shares = {name: FailedShare(task.failed_share) for name, task in policy.tasks.items()}
         self._days = {
@@ -54,20 +62,25 @@ class Runner:
             if task.budget.usd_per_day is not None
         }
         self.spent = 0  # pico-dollars, in this process
+        self.waiting: Counter[Role] = Counter()  # jobs that sleep by rule now: no work is held by them
 
-    async def run(self, job: Job, role: Role = Role.JOBS) -> Result | Review | Escalation:
+    async def run(self, job: Job, role: Role = Role.JOBS) -> Ending:
         """What this round of `job` comes to in `role`; its task must be one of the policy's."""
         return await self._climb(self.plans[job.task], job, role, None)
 
-    async def resume(self, escalation: Escalation) -> Result | Review | Escalation:
-        """What the reference makes of an escalated job, from its trail on."""
-        trail = escalation.trail
-        job = jobs.admit(escalation.job, origin=trail.origin, default_id=escalation.job_id, published_at=trail.taken_at)
-        return await self._climb(self.plans[job.task], job, Role.ESCALATIONS, escalation)
+    async def resume(self, handed: HandOver) -> Ending:
+        """What the reference makes of an escalated job, or its role of one that comes back, from its trail on.
 
-    async def _climb(
-        self, plan: Plan, job: Job, role: Role, resumed: Escalation | None
-    ) -> Result | Review | Escalation:
+        Raises InputError("invalid") where what was handed over is not of one job.
+        """
+        trail = handed.trail
+        job = jobs.admit(handed.job, origin=trail.origin, default_id=handed.job_id, published_at=trail.taken_at)
+        if (job.task, job.id, job.round) != (handed.task, handed.job_id, handed.round):
+            raise InputError("invalid", "its job is another one than the record's task, job_id and round say")
+        role = handed.role if isinstance(handed, Retry) else Role.ESCALATIONS
+        return await self._climb(self.plans[job.task], job, role, handed)
+
+    async def _climb(self, plan: Plan, job: Job, role: Role, resumed: HandOver | None) -> Ending:
         def tossed(purpose: Purpose) -> float:
             return coin(self._secret, purpose, job.origin)
 
@@ -75,16 +88,19 @@ class Runner:
         language = self._language(job.text) if self._language is not None and plan.router.needs_language else "und"
         share = self._shares[job.task]
         now = self._clock.now()
-        share.job(now)
-        ask = cascade.start(now, self._conditions(plan, now, language))
         counted = False
+        if isinstance(resumed, Retry):  # the minute in which it was new has counted it
+            counted = resumed.failed_over
+        else:
+            share.job(now)
+        ask = cascade.start(now, self._conditions(plan, now, language))
         while True:
             if cascade.failed_over and not counted:
                 counted = True
                 share.failed(now)
             if isinstance(ask, Finish):
                 break
-            event = await self._perform(ask, plan, job)
+            event = await (self._wait(ask, now, role) if isinstance(ask, Wait) else self._perform(ask, plan, job))
             now = self._clock.now()
             ask = cascade.receive(event, now, self._conditions(plan, now, language))
         self._meter.finished(ask.record, known=0 if resumed is None else len(resumed.trail.steps))
@@ -99,10 +115,19 @@ class Runner:
             language=language,
         )
 
-    async def _perform(self, ask: Call | Wait, plan: Plan, job: Job) -> Event:
-        if isinstance(ask, Wait):
+    async def _wait(self, ask: Wait, now: float, role: Role) -> Woke | Left:
+        """Sleeps, unless the job is to leave."""
+        delay = self._leaving.through(ask.until - now, ask.deadline - now, self.waiting[role])
+        if delay is not None:
+            return Left(delay)
+        self.waiting[role] += 1
+        try:
             await self._clock.sleep_until(ask.until)
-            return Woke()
+        finally:
+            self.waiting[role] -= 1
+        return Woke()
+
+    async def _perform(self, ask: Call, plan: Plan, job: Job) -> Reply | Failure:
         held = self._journal.held(job, ask)
         if held is not None:
             return held

@@ -15,11 +15,16 @@ from sluiceway.core.policy import Policy
 from sluiceway.core.task import Task
 
 PREFIX = "sluiceway."
+DELAYS = (10.0, 60.0)
+"""The waits on offer outside a worker, in seconds; topics/retries-*.yaml has a topic for each and each role."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopicMap:
-    """`jobs`: what the jobs role reads. `foreign` maps a source topic to its task, `results` a task to its topic."""
+    """`jobs`: what the jobs role reads. `foreign` maps a source topic to its task, `results` a task to its topic.
+
+    `retries`: where a role's job goes to wait, by the seconds it is held back there.
+    """
 
     jobs: tuple[str, ...]
     foreign: Mapping[str, tuple[str, Source]]
@@ -27,7 +32,18 @@ class TopicMap:
     escalations: str
     reviews: str
     dead_letters: str
+    retries: Mapping[Role, Mapping[float, str]]
     groups: Mapping[Role, str]
+
+    @property
+    def delays(self) -> Mapping[str, float]:
+        """The seconds that each retry topic holds a record back."""
+        return {topic: delay for topics in self.retries.values() for delay, topic in topics.items()}
+
+    def reader_of(self, topic: str) -> Role:
+        """The role that reads `topic`."""
+        own = (self.escalations, *self.retries[Role.ESCALATIONS].values())
+        return Role.ESCALATIONS if topic in own else Role.JOBS
 
     def read_by(self, role: Role) -> tuple[str, ...]:
         return self.jobs if role is Role.JOBS else (self.escalations,)
@@ -35,14 +51,17 @@ class TopicMap:
     @property
     def written(self) -> tuple[str, ...]:
         """Every topic an outcome or a hand-over can go to."""
-        return tuple(dict.fromkeys((self.escalations, *self.results.values(), self.reviews, self.dead_letters)))
+        onward = (self.escalations, *self.results.values(), self.reviews, *self.delays, self.dead_letters)
+        return tuple(dict.fromkeys(onward))
 
     def overrides(self) -> dict[str, dict[str, Any]]:
         """For `kafka.topics.declared`: the topics that topics/*.yaml does not name, each with the one it is like."""
-        named = {PREFIX + name for name in ("jobs", "escalations", "results", "reviews", "dead-letters")}
+        retries = {topic: _retries(role, delay) for role in Role for delay, topic in self.retries[role].items()}
+        names = ("jobs", "escalations", "results", "reviews", "dead-letters", *retries.values())
+        named = {PREFIX + name for name in names}
         like = dict.fromkeys(self.jobs, "jobs")
         like |= dict.fromkeys(self.results.values(), "results")
-        like |= {self.escalations: "escalations", self.reviews: "reviews", self.dead_letters: "dead-letters"}
+        like |= retries | {self.escalations: "escalations", self.reviews: "reviews", self.dead_letters: "dead-letters"}
         return {topic: {"like": kind} for topic, kind in like.items() if topic not in named}
 
 
@@ -64,8 +83,13 @@ def topic_map(policy: Policy, *, shadow: bool = False) -> TopicMap:
         escalations=out + "escalations",
         reviews=out + "reviews",
         dead_letters=out + "dead-letters",
+        retries={role: {delay: out + _retries(role, delay) for delay in DELAYS} for role in Role},
         groups={role: f"sluiceway-{role.value}{suffix}" for role in Role},
     )
+
+
+def _retries(role: Role, delay: float) -> str:
+    return f"retries-{role.value}-{round(delay * 1000)}"
 
 
 def _results(task: Task, out: str, shadow: bool) -> str:

@@ -7,7 +7,8 @@ with a record makes it a dead letter; only a Bug raises.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -18,16 +19,19 @@ from sluiceway.core import round as rounds
 from sluiceway.core.cascade import Role
 from sluiceway.core.errors import InputError
 from sluiceway.core.job import Job
-from sluiceway.core.outcome import DeadLetter, DeadLetterReason, Escalation, Result, Review
+from sluiceway.core.outcome import DeadLetter, DeadLetterReason, Ending, Escalation, HandOver, Retry, Review
 from sluiceway.ports import Headers, Outgoing, Record, Work
 from sluiceway.runner import Runner
 from sluiceway.topicmap import TopicMap
 
 _DETAIL = 500  # characters of a dead letter's message
-_TRAIL = 4096  # bytes of a dead letter's trail
+_TRAIL = 16_384  # bytes of a dead letter's trail
 
 OnDeadLetter = Callable[[Record, DeadLetter, str], None]
 """Told of each dead letter and its task, which is empty where the record names none that is known."""
+
+Tried = tuple[str, str, int, str]
+"""One attempt, as a dead letter keeps it: model, verdict, cost in pico-dollars, the endpoint's id of the response."""
 
 OnTombstone = Callable[[Record], None]
 """Told of each record without a value: it is nobody's job, and skipped."""
@@ -55,12 +59,18 @@ class Desk:
     ) -> None:
         self._runner = runner
         self._topics = topics
+        self._delays = topics.delays
         self._cluster = cluster
         self._on_dead_letter = on_dead_letter
         self._on_tombstone = on_tombstone
 
     def work(self, role: Role) -> Work:
-        return self._job if role is Role.JOBS else self._escalation
+        first = self._job if role is Role.JOBS else self._escalation
+
+        def work(record: Record) -> Awaitable[Outgoing | None]:
+            return self._retry(record, role) if record.topic in self._delays else first(record)
+
+        return work
 
     async def _job(self, record: Record) -> Outgoing | None:
         """A record of a jobs topic: published by anybody, believed in nothing but its own job."""
@@ -85,20 +95,29 @@ class Desk:
 
     async def _escalation(self, record: Record) -> Outgoing | None:
         """A record of the escalations topic: internal, its trail and remaining deadline are believed."""
+        return await self._internal(record, Escalation, Role.ESCALATIONS)
+
+    async def _retry(self, record: Record, role: Role) -> Outgoing | None:
+        """A record of one of the role's retry topics, as internal as an escalation."""
+        return await self._internal(record, Retry, role)
+
+    async def _internal(self, record: Record, kind: type[Escalation] | type[Retry], role: Role) -> Outgoing | None:
         if record.value is None:
             self._on_tombstone(record)
             return None
         about = _about(record)
         try:
             jobs.load_json(record.value)
-            escalation = _raised(outcomes.decode(Escalation, record.value), about.round)
-            about.job_id, about.round = escalation.job_id, escalation.round
-            if escalation.task not in self._runner.plans:
+            handed = _raised(outcomes.decode(kind, record.value), about.round)
+            about.job_id, about.round = handed.job_id, handed.round
+            if isinstance(handed, Retry) and handed.role is not role:
+                raise InputError(DeadLetterReason.INVALID, f"role: {handed.role.value} has retry topics of its own")
+            if handed.task not in self._runner.plans:
                 raise InputError(DeadLetterReason.UNKNOWN_TASK, "the policy of this worker has no task of that name")
-            about.task = escalation.task
-            return self._outgoing(record, await self._runner.resume(escalation))
+            about.task = handed.task
+            return self._outgoing(record, await self._runner.resume(handed))
         except InputError as error:
-            return self._dead(record, Role.ESCALATIONS, error, about)
+            return self._dead(record, role, error, about)
 
     def _decode(self, record: Record, value: bytes, about: _About) -> Job:
         origin = f"{self._cluster}/{record.topic}/{record.partition}/{record.offset}"
@@ -113,13 +132,24 @@ class Desk:
             round=about.round,
         )
 
-    def _outgoing(self, record: Record, made: Result | Review | Escalation) -> Outgoing:
-        if isinstance(made, Escalation):
-            topic = self._topics.escalations
-        else:
-            topic = self._topics.reviews if isinstance(made, Review) else self._topics.results[made.task]
+    def _outgoing(self, record: Record, made: Ending) -> Outgoing:
+        match made:
+            case Escalation():
+                topic = self._topics.escalations
+            case Retry():
+                topic = self._topics.retries[made.role][made.delay]
+            case Review():
+                topic = self._topics.reviews
+            case _:
+                topic = self._topics.results[made.task]
         key = record.key if record.key is not None else made.job_id.encode()
-        return Outgoing(topic, key, outcomes.encode(made), _json_headers(record.headers))
+        try:
+            value = outcomes.encode(made)
+        except InputError as error:
+            tried = [(try_.model, try_.verdict, try_.cost_picousd, try_.response_id) for try_ in made.trail.attempts]
+            about = _About(made.job_id, made.round, made.task)
+            return self._dead(record, self._topics.reader_of(record.topic), error, about, tried)
+        return Outgoing(topic, key, value, _json_headers(record.headers))
 
     def oversize(self, role: Role) -> Callable[[Record, Outgoing, object], Outgoing]:
         """What is published instead of an outcome that does not fit its topic: a dead letter with its attempts."""
@@ -127,18 +157,24 @@ class Desk:
         def instead(record: Record, outgoing: Outgoing, _limit: object) -> Outgoing:
             made = orjson.loads(outgoing.value or b"{}")
             steps = made.get("trail", {}).get("steps", ())
-            tried = [(step.get("model"), step.get("verdict")) for step in steps if step.get("step") == "attempt"]
+            tried = [
+                (step["model"], step["verdict"], step["cost_picousd"], step["response_id"])
+                for step in steps
+                if step["step"] == "attempt"
+            ]
             detail = (
                 f"its outcome does not fit {outgoing.topic}: raise max.message.bytes there (sluiceway topics check)"
             )
             error = InputError(DeadLetterReason.TOO_LARGE, detail)
             about = _About(made["job_id"], made["round"], made["task"])
-            return self._dead(record, role, error, about, orjson.dumps(tried))
+            return self._dead(record, role, error, about, tried)
 
         return instead
 
-    def _dead(self, record: Record, role: Role, error: InputError, about: _About, trail: bytes = b"") -> Outgoing:
-        """The original record, byte for byte, with what we know in headers alone."""
+    def _dead(
+        self, record: Record, role: Role, error: InputError, about: _About, tried: Sequence[Tried] = ()
+    ) -> Outgoing:
+        """The original record, byte for byte, with what we know in headers alone; `tried` is what no trail keeps."""
         value = record.value or b""
         reason = DeadLetterReason(error.reason) if error.reason in set(DeadLetterReason) else DeadLetterReason.INVALID
         sha256 = hashlib.sha256(value).hexdigest()
@@ -148,7 +184,7 @@ class Desk:
             self._topics.dead_letters,
             record.key,
             record.value,
-            (*rounds.kept(record.headers), *_facts(record, self._topics.groups[role], letter, about, trail)),
+            (*rounds.kept(record.headers), *_facts(record, self._topics.groups[role], letter, about), *_trail(tried)),
         )
 
 
@@ -158,11 +194,11 @@ def _about(record: Record) -> _About:
     return _About(said.job_id or f"{record.topic}-{record.partition}-{record.offset}", said.round)
 
 
-def _raised(escalation: Escalation, stated: int) -> Escalation:
-    """The escalation in the round that a redrive has opened for it, if one has."""
-    if stated <= escalation.round:
-        return escalation
-    return replace(escalation, round=stated, job={**escalation.job, "round": stated})
+def _raised(handed: HandOver, stated: int) -> HandOver:
+    """What was handed over, in the round that a redrive has opened for it, if one has."""
+    if stated <= handed.round:
+        return handed
+    return replace(handed, round=stated, job={**handed.job, "round": stated})
 
 
 def _json_headers(headers: Headers) -> Headers:
@@ -170,7 +206,23 @@ def _json_headers(headers: Headers) -> Headers:
     return (*kept, ("content-type", b"application/json"))
 
 
-def _facts(record: Record, group: str, letter: DeadLetter, about: _About, trail: bytes) -> Headers:
+def _trail(tried: Sequence[Tried]) -> Headers:
+    """The attempts, first ones first, as many as the header may hold; what all of them cost stands beside it."""
+    if not tried:
+        return ()
+    parts: list[bytes] = []
+    room = _TRAIL - 1
+    for attempt in tried:
+        part = json.dumps(attempt, separators=(",", ":")).encode()  # orjson takes no lone surrogate
+        room -= len(part) + 1
+        if room < 0:
+            break
+        parts.append(part)
+    total = sum(cost for _, _, cost, _ in tried)
+    return (("sluiceway.trail", b"[" + b",".join(parts) + b"]"), ("sluiceway.cost_picousd", str(total).encode()))
+
+
+def _facts(record: Record, group: str, letter: DeadLetter, about: _About) -> Headers:
     """Apache Kafka's own names for a dead letter's headers (KIP-1191), and ours."""
     facts = {
         "__dlq.errors.topic": record.topic,
@@ -182,9 +234,8 @@ def _facts(record: Record, group: str, letter: DeadLetter, about: _About, trail:
         "sluiceway.reason": letter.reason.value,
         "sluiceway.sha256": letter.sha256,
     }
-    known = (
+    return (
         *((name, value.encode()) for name, value in facts.items()),
         *rounds.written(about.job_id, about.round),
         *(((rounds.TASK, about.task.encode()),) if about.task else ()),
     )
-    return (*known, ("sluiceway.trail", trail[:_TRAIL])) if trail else known

@@ -192,7 +192,7 @@ HandOver = Escalation | Retry
 Ending = Result | Review | Escalation | Retry
 """What a cascade ends in."""
 
-_Kind = TypeVar("_Kind", Result, Review, Escalation, Retry)
+_Kind = TypeVar("_Kind", bound=Ending)
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Result, Review, Escalation, Retry)}

@@ -19,7 +19,7 @@ from sluiceway.archive.outcomes import OutcomeLog
 from sluiceway.core import outcome as outcomes
 from sluiceway.core.errors import InputError
 from sluiceway.core.job import Job
-from sluiceway.core.outcome import DeadLetterReason, Escalation, Result, Review, outcome_id
+from sluiceway.core.outcome import DeadLetterReason, HandOver, Result, Review, outcome_id
 from sluiceway.runner import Runner
 
 DEAD_LETTER = "sluiceway.dead-letter/1"
@@ -80,8 +80,8 @@ async def climb(runner: Runner, job: Job) -> Result | Review:
         known = ", ".join(runner.plans)
         raise InputError(DeadLetterReason.UNKNOWN_TASK, f"the policy has no task of that name (it has {known})")
     made = await runner.run(job)
-    while isinstance(made, Escalation):
-        made = await runner.resume(outcomes.decode(Escalation, outcomes.encode(made)))
+    while isinstance(made, HandOver):
+        made = await runner.resume(outcomes.decode(type(made), outcomes.encode(made)))
     return made
 
 

@@ -17,7 +17,7 @@ from sluiceway.archive.outcomes import OutcomeLog
 from sluiceway.archive.packed import STDIN
 from sluiceway.clock import WallClock
 from sluiceway.core.errors import InputError
-from sluiceway.core.outcome import Escalation, Result, Review
+from sluiceway.core.outcome import Ending
 from sluiceway.core.policy import Policy
 from sluiceway.policyfile import open_runner
 from sluiceway.replay import gold
@@ -51,7 +51,7 @@ class Replayed:
 class _NoMeter:
     """Implements `ports.Meter`: the outcomes are all that a replay counts."""
 
-    def finished(self, record: Result | Review | Escalation, *, known: int) -> None:
+    def finished(self, record: Ending, *, known: int) -> None:
         pass
 
 

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from sluiceway import __version__
 from sluiceway.core import ledger
-from sluiceway.core.outcome import Escalation, Result, Review, Status
+from sluiceway.core.outcome import Ending, Escalation, Result, Retry, Review, Status
 from sluiceway.core.trail import Attempt
 from sluiceway.core.watchdog import Facts, Findings
 
@@ -32,6 +32,11 @@ class Metrics:
         )
         self.escalations = counter(
             "sluiceway_escalations", "Jobs handed to the reference, by reason.", ("task", "reason")
+        )
+        self.retries = counter(
+            "sluiceway_retries",
+            "Jobs that left their worker to wait, by the seconds of their delay.",
+            ("task", "role", "delay"),
         )
         self.refusals = counter("sluiceway_refusals", "Jobs refused, by reason.", ("task", "reason"))
         self.cost = counter("sluiceway_cost_usd", "US dollars spent on attempts, failed ones too.", ("task", "model"))
@@ -91,12 +96,15 @@ class Metrics:
         self._build.clear()
         self._build.labels(__version__, digest).set(1)
 
-    def finished(self, record: Result | Review | Escalation, *, known: int) -> None:
+    def finished(self, record: Ending, *, known: int) -> None:
         """Counts a cascade's end and the attempts it made; the first `known` steps were counted by an earlier role."""
         task = record.task
         self._attempts(task, (step for step in record.trail.steps[known:] if isinstance(step, Attempt)))
         if isinstance(record, Escalation):
             self.escalations.labels(task, record.reason.value).inc()
+            return
+        if isinstance(record, Retry):
+            self.retries.labels(task, record.role.value, str(round(record.delay))).inc()
             return
         outcome = "review" if isinstance(record, Review) else record.status.value
         if isinstance(record, Result):

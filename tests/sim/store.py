@@ -1,4 +1,4 @@
-"""The local store of a simulated worker: the real one, over a real file, closed as the death of its process closes it."""
+"""The local store of a simulated worker: the real one, over a real file, closed as its process's death closes it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from tests.sim.plants import PLANTS
 from tests.sim.runs import EXPECTED, Tally, caught, run
 from tests.sim.world import Told, run_world
 
-WORLDS = int(os.environ.get("SLUICEWAY_SIM_WORLDS", "200"))
+WORLDS = 100  # .ci/run runs 5,000
+PATIENCE = 300  # worlds in which a planted defect is caught at the latest
 ROOT = Path(__file__).parents[2]
 
 
@@ -21,21 +22,11 @@ def _stories(tally: Tally) -> str:
     return "\n\n".join(map(str, tally.failed[:3])) + f"\n{len(tally.failed)} of {tally.worlds} worlds broke a law"
 
 
-def test_the_laws_hold_in_a_few_hundred_worlds() -> None:
+def test_the_laws_hold_in_a_hundred_worlds() -> None:
     """L1 to L4, L6, L7 and L8, by ids, whatever two workers and their broker are put through."""
     tally = run(range(1, WORLDS + 1))
     print(tally.table())
     assert not tally.failed, _stories(tally)
-
-
-@pytest.mark.campaign
-@pytest.mark.timeout(3600)
-def test_the_laws_hold_in_five_thousand_worlds() -> None:
-    """And no fault or transition happened fewer than a hundred times."""
-    tally = run(range(10_000, 15_000))
-    print(tally.table())
-    assert not tally.failed, _stories(tally)
-    assert not tally.rare()
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
@@ -69,14 +60,14 @@ def test_a_world_is_as_large_as_promised() -> None:
 @pytest.fixture(scope="module")
 def found() -> dict[str, Told | None]:
     """Each planted defect, and the first world that noticed it: looked for side by side."""
-    return caught(sorted(PLANTS), range(1, WORLDS + 1))
+    return caught(sorted(PLANTS), range(1, PATIENCE + 1))
 
 
 @pytest.mark.parametrize("plant", sorted(PLANTS))
 def test_a_planted_defect_is_caught(plant: str, found: dict[str, Told | None]) -> None:
-    """Within the default number of worlds; the story names law and seed."""
+    """Within a few hundred worlds; the story names law and seed."""
     told = found[plant]
-    assert told is not None, f"no world of {WORLDS} noticed {plant}"
+    assert told is not None, f"no world of {PATIENCE} noticed {plant}"
     assert f"--seed {told.seed}" in str(told)
 
 

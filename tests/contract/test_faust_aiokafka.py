@@ -11,6 +11,7 @@ from aiokafka import errors as kafka_errors
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import TopicPartitionState
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.roles import World
@@ -34,6 +35,22 @@ async def joined(world: World) -> AIOKafkaConsumer:
     while not consumer.assignment():
         await consumer.getmany(timeout_ms=50)
     return consumer
+
+
+async def test_aiokafka_joins_once_for_each_assignor_and_each_join_is_a_rebalance(world: World) -> None:
+    """Two members with two assignors each send each other from one rebalance into the next: ours name one."""
+    consumer = AIOKafkaConsumer(
+        world.jobs,
+        bootstrap_servers=world.bootstrap,
+        group_id=world.group,
+        enable_auto_commit=False,
+        partition_assignment_strategy=[StickyPartitionAssignor, RoundRobinPartitionAssignor],
+    )
+    await consumer.start()
+    while not consumer.assignment():
+        await consumer.getmany(timeout_ms=50)
+    assert consumer._coordinator.generation == 2
+    await consumer.stop()
 
 
 async def test_an_idempotent_producer_that_was_refused_a_size_can_never_send_to_that_partition_again(

@@ -71,6 +71,18 @@ async def test_a_second_member_takes_over_partitions_and_nothing_is_lost(world: 
     assert repeats(found) == 0
 
 
+async def test_a_join_is_one_rebalance(world: World) -> None:
+    """Apache Kafka counts generations from 1, the embedded broker from 0."""
+    first = 0 if world.embedded else 1
+    async with world.publisher() as publisher, world.role(Works(world.results), publisher) as role:
+        await until(lambda: len(role.stats().partitions) == 4)
+        assert role._parts is not None
+        assert role._parts.group.generation == first
+        async with world.role(Works(world.results), publisher) as guest:
+            await until(lambda: len(guest.stats().partitions) == len(role.stats().partitions) == 2)
+            assert role._parts.group.generation == first + 1
+
+
 async def test_a_member_that_joins_takes_no_more_than_its_share_and_the_rest_stays_where_it_was(world: World) -> None:
     async with world.publisher() as publisher, world.role(Works(world.results), publisher) as first:
         await until(lambda: len(first.stats().partitions) == 4)

@@ -16,7 +16,6 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, OffsetAndMetadata, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 from sluiceway.core.errors import InputError
@@ -92,7 +91,8 @@ class Group:
             isolation_level="read_committed",  # aborted jobs must not be paid for
             # With all partitions paused aiokafka thinks itself idle and would leave the group.
             max_poll_interval_ms=_DAY_MS,
-            partition_assignment_strategy=[self._assignor, RoundRobinPartitionAssignor],
+            # One and no more: aiokafka sends a JoinGroup for each, the second of which starts the next rebalance.
+            partition_assignment_strategy=[self._assignor],
         )
         self.name = group
         self._bootstrap = connection.bootstrap
@@ -123,6 +123,10 @@ class Group:
 
     async def stop(self, budget: float) -> bool:
         """Leave the group and disconnect; False if that took longer than `budget` seconds and was cut short."""
+        coordinator = self._consumer._coordinator
+        if coordinator is not None and coordinator.generation == 0:
+            # The embedded broker's first generation, under which aiokafka would leave nobody; a leave names none.
+            coordinator.generation = 1
         task = asyncio.ensure_future(self._consumer.stop())
         done, _ = await asyncio.wait([task], timeout=max(0.05, budget))
         if done and task.exception() is None:

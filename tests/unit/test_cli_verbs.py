@@ -15,7 +15,7 @@ from sluiceway import __version__
 from sluiceway.cli import app as cli
 from sluiceway.cli import main
 
-VERBS = ["demo", "init", "check", "topics", "topics apply", "topics check", "publish", "work", "tail", "replay"]
+VERBS = ["demo", "init", "check", "topics", "topics apply", "topics check", "publish", "work", "tail", "redrive", "replay"]
 
 BAD = """\
 models:

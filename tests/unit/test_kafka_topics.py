@@ -9,7 +9,7 @@ from sluiceway.kafka.topics import PREFIX, SIZE, declared, room_for
 
 NAMES = {
     "jobs", "escalations", "results", "reviews", "review-decisions", "dead-letters", "retries-jobs-60000",
-    "retries-escalations-60000", "retries-jobs-10000", "retries-escalations-10000", "control",
+    "retries-escalations-60000", "retries-jobs-10000", "retries-escalations-10000", "redriven", "control",
 }  # fmt: skip
 
 

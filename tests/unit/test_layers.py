@@ -20,7 +20,7 @@ LAYERS = [
     {"cli"},
     {"demo"},  # runs worker and replay as a user does
     {"worker", "replay", "console"},
-    {"publishing", "live"},  # one verb of the command line each, over several edges
+    {"publishing", "redrive", "live"},  # one verb of the command line each, over several edges
     {"work", "policyfile"},  # compose: records and runner, policy and models
     {"kafka", "models", "archive", "telemetry"},
     {"topicmap", "language", "clock"},

@@ -31,7 +31,12 @@ class Progress:
 
     def acked(self, count: int) -> None:
         """`count` records were acked by the broker in all."""
-        self._bars.update(self._bar, completed=count)
+        speed = self._bars.tasks[self._bar].speed
+        self._bars.update(self._bar, completed=count, said=f"{speed:,.0f}/s" if speed else "")
+
+    def of(self, total: int) -> None:
+        """It is known now how many there are in all."""
+        self._bars.update(self._bar, total=total)
 
     def __enter__(self) -> Self:
         self._bars.start()

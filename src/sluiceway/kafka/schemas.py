@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from sluiceway.core import control
 from sluiceway.core.job import JobRecord
 from sluiceway.core.outcome import DeadLetter, Escalation, Result, Retry, Review
+from sluiceway.core.redriven import Redriven
 from sluiceway.kafka.topics import directory
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -25,6 +26,7 @@ _RECORDS: Mapping[str, Any] = {
     "escalation": Escalation,
     "retry": Retry,
     "dead-letter": DeadLetter,
+    "redriven": Redriven,
     "control": control.Record,
 }
 

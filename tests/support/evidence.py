@@ -14,6 +14,9 @@ from typing import Any, Literal, NamedTuple
 from tests.support.fake_journal import Metered
 from tests.support.topics import Seen
 
+INTERNAL = ("sluiceway.escalations", "sluiceway.retries-")
+"""What the topics that only workers write to begin with: a trail is believed there alone."""
+
 
 class Place(NamedTuple):
     """Where a record lies."""
@@ -122,8 +125,7 @@ def _outcome(record: Seen) -> Outcome:
     place = Place(record.topic, record.partition, record.offset)
     topic = record.header("__dlq.errors.topic")
     if topic is not None:
-        partition, offset = record.header("__dlq.errors.partition"), record.header("__dlq.errors.offset")
-        came_from = Place(topic, int(partition or -1), int(offset or -1))
+        came_from = _died_at(record, topic)
         digest = hashlib.sha256(record.value or b"").hexdigest()
         return Outcome("dead_letter", place, came_from, None, answer=f"{record.header('sluiceway.reason')} {digest}")
     body = json.loads(record.value or b"null")
@@ -143,6 +145,19 @@ def _outcome(record: Seen) -> Outcome:
         tries=read_tries(body["trail"]),
         answer=json.dumps({part: body.get(part) for part in parts}, sort_keys=True),
     )
+
+
+def _died_at(record: Seen, topic: str) -> Place | None:
+    """Where a dead letter's job came from: the record it was, or, for one of ours, what its trail began with."""
+    try:
+        trail = json.loads(record.value or b"null")["trail"]
+        began = origin(trail["origin"])
+    except (ValueError, TypeError, KeyError):
+        began = None
+    if began is not None and topic.startswith(INTERNAL):
+        return began
+    partition, offset = record.header("__dlq.errors.partition"), record.header("__dlq.errors.offset")
+    return Place(topic, int(partition or -1), int(offset or -1))
 
 
 def read_tries(trail: Mapping[str, Any]) -> tuple[Try, ...]:

@@ -327,8 +327,8 @@ def _options(parts: Sequence[str]) -> dict[str, str]:
 def named(spec: str) -> Script:
     """A script from words: layers joined by `|`, outermost last.
 
-    `labels seed=1 doubt=10% delay=0.05 | late share=1% delay=2 | malformed share=5% | refuse share=1% | told | obedient |
-    429 share=30% times=1 retry-after=5 | hang share=1% | slow | half | ... | no-json-schema | no-logprobs |
+    `labels seed=1 doubt=10% delay=0.05 | late share=1% delay=2 | malformed share=5% | refuse share=1% | told |
+    obedient | 429 share=30% times=1 retry-after=5 | hang share=1% | slow | half | ... | no-json-schema | no-logprobs |
     headers x-ratelimit-limit-requests=500`. ValueError names an unknown word.
     """
     script: Script = labels()

@@ -1,0 +1,105 @@
+"""Where scenes come from: the brokers of a run, started when first asked for and shared, and each row's own folder."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from tests.faults.proxy import ProxiedKafka
+from tests.faults.scene import CONNECTION, Scene
+from tests.faults.watch import Watch
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.fake_process import FakeProcess
+from tests.support.rig import Rig, models, triage
+from tests.support.topics import Address
+
+Amount = TypeVar("Amount")
+
+PARALLEL = 128  # calls that one worker may have open
+
+
+class Stage:
+    """`async with Stage(folder, seed, full=True) as stage:`; leaves no process behind."""
+
+    def __init__(self, folder: Path, seed: int, *, full: bool) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.full = full
+        self._stack = AsyncExitStack()
+        self._brokers: dict[bool, ApacheKafka] = {}
+        self._scenes = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def of(self, full: Amount, fast: Amount) -> Amount:
+        """The amount for this form of the run."""
+        return full if self.full else fast
+
+    def dice(self, row: str) -> random.Random:
+        """A row's own, so that it rolls the same with and without other rows."""
+        return random.Random(f"{self.seed} {row}")
+
+    async def broker(self, *, secured: bool = False) -> ApacheKafka:
+        """A running broker with its data on disk; `secured` as in tests/support/apache_kafka.py."""
+        if secured not in self._brokers:
+            name = "secured" if secured else "kafka"
+            made = (ApacheKafka if secured else ProxiedKafka)(self.folder / name, secured=secured)
+            self._stack.push_async_callback(asyncio.to_thread, made.stop)
+            self._brokers[secured] = made
+        kafka = self._brokers[secured]
+        kafka.thaw()
+        if not kafka.running:
+            await asyncio.to_thread(kafka.start)
+        return kafka
+
+    @asynccontextmanager
+    async def scene(
+        self,
+        row: str,
+        *,
+        cheap: str = "labels seed=3 doubt=5%",
+        partitions: int = 8,
+        parallel: int = PARALLEL,
+        pitch: float = 0.3,
+        secured: bool = False,
+        pairs: Sequence[str] = (),
+        tasks: Mapping[str, Mapping[str, Any]] | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        keep: bool = False,
+    ) -> AsyncIterator[Scene]:
+        """Topics of `partitions` each, empty. `tasks`: more of them, by name, beside `ticket-triage`.
+
+        `keep`: the cheap fake's journal holds texts, and when requests ended.
+        """
+        kafka = await self.broker(secured=secured)
+        self._scenes += 1
+        folder = self.folder / f"{self._scenes}-{row}"
+        folder.mkdir(parents=True)
+        limits = {"limits": {"max_parallel_requests": parallel, "start_parallel_requests": parallel}}
+        # Both fakes answer alike: a job that climbed the second time only must not differ for it.
+        with (
+            FakeProcess(folder / "cheap.jsonl", cheap, name="cheap", keep_bodies=keep, keep_ends=keep) as first,
+            FakeProcess(folder / "frontier.jsonl", "labels seed=3", name="frontier") as second,
+        ):
+            rig = Rig(Address(kafka.bootstrap, "apache"), folder, pairs=[*CONNECTION, *pairs])
+            try:
+                catalog = models(first.url, second.url, cheap=limits, frontier=limits)
+                # The deadline is no part of what is tested here: a job may wait for minutes while workers come and go.
+                wanted = {"ticket-triage": {}, **(tasks or {})}
+                policy = {name: triage(deadline="20m", **fields) for name, fields in wanted.items()}
+                await rig.open(catalog, policy, partitions=partitions, overrides=overrides)
+                async with Watch(rig, pitch=pitch) as watch:
+                    yield Scene(rig, watch, first, second, self.seed, parallel)
+            finally:
+                kafka.thaw()
+                if not kafka.running:
+                    await asyncio.to_thread(kafka.start)
+                await rig.close()

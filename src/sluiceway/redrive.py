@@ -172,8 +172,8 @@ class _Run:
                 " Mend: create it again, or choose others with --topic",
             )
         publisher = Publisher(options.connection, [*sorted(targets), options.record])
+        stack.push_async_callback(publisher.stop, _STOP)  # first: a start that is cut short leaves connections open
         await publisher.start()
-        stack.push_async_callback(publisher.stop, _STOP)
         return publisher
 
     async def letters(self) -> AsyncGenerator[tuple[Record, Letter | None]]:

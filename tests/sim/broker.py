@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
 
-from tests.sim.loop import VirtualLoop
+from tests.sim.loop import Process, VirtualLoop
 from tests.support.evidence import Place
 from tests.support.topics import Seen
 
@@ -25,6 +25,7 @@ HEARTBEAT = 0.5
 REBALANCE = 8.0  # seconds that a rebalance waits for its members
 
 Note = Callable[..., None]
+Headers = tuple[tuple[str, bytes | None], ...]
 
 
 @dataclass(slots=True)
@@ -108,6 +109,7 @@ class Broker:
         self.appended: Callable[[Seen], None] = lambda _: None
         self.was_committed: Callable[[str, TopicPartition, Committed], None] = lambda *_: None
         self.seeked: Callable[[TopicPartition, str], None] = lambda *_: None
+        self.acked: Callable[[Process, Headers], None] = lambda *_: None
         self._waiters: list[tuple[Callable[[], Container[TopicPartition]], asyncio.Future[None]]] = []
         self._announced: set[TopicPartition] = set()
         self._numbers = 0

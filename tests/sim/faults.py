@@ -6,11 +6,16 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
+from sluiceway.core.flood import Flood
 from tests.sim.models import Moods
+from tests.support.evidence import Published
 
 if TYPE_CHECKING:
     from tests.sim.worker import SimWorker
     from tests.sim.world import World
+
+FLOOD = Flood(run=6, ratio=0.6, window=30)
+"""What holds a partition in most worlds."""
 
 Fault = Callable[["World", Random], None]
 
@@ -143,6 +148,15 @@ def copies(world: World, dice: Random) -> None:
     world.broker.later(6.0, setattr, world, "copying", 0.0)
 
 
+def burst(world: World, dice: Random) -> None:
+    """A publisher's mistake: bad records one after another."""
+    topic, partition = world.topics.jobs[0], dice.randrange(4)
+    value = b"not a job"
+    places = [world.broker.append(topic, partition, None, value, (), world.wall()) for _ in range(30)]
+    world.bursts.append((world.loop.time(), places))
+    world.published.extend(Published(None, place) for place in places)
+
+
 FAULTS: dict[str, Fault] = {
     "kill": kill,
     "kill_all": kill_all,
@@ -172,4 +186,5 @@ FAULTS: dict[str, Fault] = {
     "model_malformed": _mood(malformed=0.8),
     "model_uncertain": _mood(uncertain=0.9),
     "copies": copies,
+    "burst": burst,
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from sluiceway.core.catalog import Price
+from tests.sim.faults import FLOOD
 from tests.sim.models import truth
 from tests.support import laws
 from tests.support.core import CHEAP_PRICE, FRONTIER_PRICE
@@ -38,6 +39,7 @@ def judge(world: World) -> None:
     _retries(world)
     _answers(world)
     _money(world, outcomes)
+    _floods(world)
     world.note("redone", allowed=world.redo)
 
 
@@ -46,6 +48,18 @@ def _retries(world: World) -> None:
     doubts = sum(world.counts[kind] for kind in ("produce_ack_lost", "produce_timeout", "produce_out_of_step"))
     if world.retried and not doubts:
         world.breach("L3 one outcome", f"{world.retried} records were sent again after their ack")
+
+
+def _floods(world: World) -> None:
+    """Bad records that one owner met one after another have held their partition."""
+    if world.setup.limits.flood is not FLOOD:
+        return
+    for since, places in world.bursts:
+        topic, partition, _ = places[0]
+        until = max(world.answers.get(place, (1e9, None))[0] for place in places)
+        changed = any(since - 3.0 < at < until for at in world.rebalanced)
+        if not changed and (topic, partition) not in world.holds.floods:
+            world.breach("flood", f"{len(places)} bad records at {places[0]} did not hold their partition")
 
 
 def _answers(world: World) -> None:

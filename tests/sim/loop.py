@@ -23,13 +23,14 @@ class StalledError(Exception):
 
 
 class Process:
-    """One worker process of a world. `dead` for good, `frozen` for a while."""
+    """One worker process of a world. `dead` for good since `died`, `frozen` for a while."""
 
-    __slots__ = ("dead", "frozen", "kept", "name", "thaws")
+    __slots__ = ("dead", "died", "frozen", "kept", "name", "thaws")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.dead = self.frozen = False
+        self.died = float("inf")
         self.thaws = 0
         self.kept: list[asyncio.Handle] = []
 
@@ -190,7 +191,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 except (SystemExit, KeyboardInterrupt):
                     raise
                 except BaseException as error:  # noqa: BLE001  as asyncio's own loop: told, and the loop goes on
-                    self.faults.append(f"in {handle._callback!r}: {error!r}")
+                    self.faults.append(
+                        f"in {getattr(handle._callback, '__qualname__', type(handle._callback))}: {error!r}"
+                    )
 
     _at_once = 0
     _timers = 0

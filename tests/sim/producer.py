@@ -65,6 +65,9 @@ class SimProducer:
             if not acked.done():
                 timeout.cancel()
                 acked.set_result(None)
+                if not (self.process.dead or self.process.frozen):
+                    for _, _, headers in batch.records:
+                        broker.acked(self.process, headers)
 
         def arrives(lost: bool) -> None:
             limit = broker.limits.get(topic)

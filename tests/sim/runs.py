@@ -15,7 +15,8 @@ from typing import Any
 
 from tests.sim.faults import FAULTS
 from tests.sim.plants import PLANTS
-from tests.sim.world import Told, run_world
+from tests.sim.told import Told
+from tests.sim.world import run_world
 
 _CHUNK = 5
 FULL = 5000  # worlds of a full run
@@ -90,7 +91,8 @@ EXPECTED = (
     *("job_poison", "job_silence", "job_big", "job_undecodable", "job_unknown_task", "job_too_large", "job_tombstone"),
     *("dead_letter", "notice_revoked", "notice_assigned", "notice_commit_retried", "notice_commit_metadata_refused"),
     *("notice_publish_retried", "notice_producer_replaced", "notice_fetch_retried", "notice_offsets_unread"),
-    *("pause_jobs", "pause_bytes", "pause_span", "pause_map", "pause_drain"),
+    *("pause_jobs", "pause_bytes", "pause_span", "pause_map", "pause_drain", "pause_held"),
+    *("notice_flood", "hold_inherited", "hold_resumed", "call_lost", "job_left", "job_returned"),
 )
 """Faults and transitions that a full run must have seen."""
 

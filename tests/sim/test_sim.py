@@ -11,7 +11,8 @@ import pytest
 
 from tests.sim.plants import PLANTS
 from tests.sim.runs import EXPECTED, Tally, caught, run
-from tests.sim.world import Told, run_world
+from tests.sim.told import Told
+from tests.sim.world import run_world
 
 WORLDS = 100  # .ci/run runs 5,000
 PATIENCE = 300  # worlds in which a planted defect is caught at the latest
@@ -35,7 +36,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
     digests = [run_world(seed).digest for seed in seeds]
     assert digests == [run_world(seed).digest for seed in seeds]
     assert len(set(digests)) == len(seeds)
-    code = f"from tests.sim.world import Told, run_world; print(*[run_world(seed).digest for seed in {seeds}])"
+    code = f"from tests.sim.world import run_world; print(*[run_world(seed).digest for seed in {seeds}])"
     other = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from aiokafka import TopicPartition
 
 from sluiceway.core.offsets import decode_finished
-from tests.sim.broker import Committed
-from tests.sim.loop import PROCESS
+from tests.sim.broker import Committed, Headers
+from tests.sim.loop import PROCESS, Process
+from tests.sim.marks import run_of
 from tests.support.evidence import Place, Sample
 
 if TYPE_CHECKING:
+    from tests.sim.worker import Run
     from tests.sim.world import World
 
 
@@ -41,13 +43,36 @@ def was_committed(world: World, group: str, tp: TopicPartition, made: Committed)
 
 def _map_told(world: World, tp: TopicPartition, made: Committed, above: list[int]) -> None:
     """L3: what was finished above the watermark long ago goes with the commit, where there is room for it."""
-    tidy = not {"freeze", "pause", "small_metadata", "kill_all"} & set(world.fault_names)
-    if made.metadata or world.broker.drops_metadata or world.setup.limits.metadata_chars < 1000 or not tidy:
+    tidy = not {"freeze", "pause", "kill_all"} & set(world.fault_names)
+    if made.metadata or not tidy or not keeps_maps(world):
         return
     for offset in above:
         at, by = world.answers.get(Place(tp[0], tp[1], offset), (1e9, None))
         if offset > made.offset and by is not None and not by.dead and world.loop.time() - at > 8.0:
             world.breach("L3 one outcome", f"the commit of {made.offset} of {tp} does not tell that {offset} is done")
+
+
+def acked(world: World, process: Process, headers: Headers) -> None:
+    """A worker hears that its record is written."""
+    world.heard[process.name, world.runs[run_of(headers)].place] = (world.loop.time(), process)
+
+
+def judge_start(world: World, run: Run) -> None:
+    """L3: what a worker's store knows as published is not done again by a later process of the same worker.
+
+    A commit that has covered it makes the store forget; where the broker or we drop the map of such a commit, what lies
+    above its offset is done again after all.
+    """
+    at, process = world.heard.get((run.process.name, run.place), (0.0, run.process))
+    if process is run.process or process.died <= at + 0.01 or not world.setup.state:
+        return
+    if keeps_maps(world):
+        world.breach("L3 one outcome", f"{run.place} runs again in {run.process.name}, whose store knew it published")
+
+
+def keeps_maps(world: World) -> bool:
+    kept = not world.broker.drops_metadata and world.setup.limits.metadata_chars >= 1000
+    return kept and "small_metadata" not in world.fault_names
 
 
 def seeked(world: World, tp: TopicPartition, group: str) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.journal import Journal
 from sluiceway.clock import WallClock
 from sluiceway.core.cascade import Role
-from sluiceway.core.errors import Bug
+from sluiceway.core.leave import Leaving
 from sluiceway.kafka.consumer import RoleConsumer
 from sluiceway.kafka.publish import Publisher
 from sluiceway.kafka.role import RoleSettings
@@ -24,13 +23,13 @@ from sluiceway.runner import Runner
 from sluiceway.work import Desk
 from tests.sim import models
 from tests.sim.loop import PROCESS, Process
+from tests.sim.marks import FROM, remaining, tagged
 from tests.sim.store import SimStore
 from tests.support.evidence import Place
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-FROM = "sim-from"  # the header that says which run of which record an outgoing record comes from
 _STOP = 8.0  # seconds of a stop's budget
 _CONNECTIONS = {
     idempotent: read_connection("sim:9092", [f"enable.idempotence={str(idempotent).lower()}"])
@@ -85,11 +84,11 @@ class SimWorker:
         self.asked = asyncio.Event()
         self.began = world.loop.time()
         self.publisher: Publisher | None = None
+        self.context = contextvars.copy_context()
 
     def start(self) -> None:
-        context = contextvars.copy_context()
-        context.run(PROCESS.set, self.process)
-        self.world.loop.create_task(self._life(), context=context)
+        self.context.run(PROCESS.set, self.process)
+        self.world.loop.create_task(self._life(), context=self.context)
 
     async def _life(self) -> None:
         code = 1
@@ -119,6 +118,7 @@ class SimWorker:
             meter=_Finished(),
             secret=b"a secret of sixteen",
             journal=Journal(store) if store else None,
+            leaving=Leaving(tuple(sorted(set(topics.delays.values()))), setup.crowd),
         )
         self.publisher = publisher = Publisher(connection, topics.written, meter=notes)
         await publisher.start()
@@ -126,11 +126,14 @@ class SimWorker:
         for role in Role:
             settings = RoleSettings(
                 group=topics.groups[role],
-                topics=topics.read_by(role),
+                topics=world.read_by(role),
                 limits=setup.limits,
                 start=Start(From.EARLIEST),
                 stop_budget=_STOP,
                 commit_timeout=2.0,
+                delays=topics.delays,
+                dead_letters=topics.dead_letters,
+                wall=world.wall,
             )
             instead = desk.oversize(role)
             consumer = RoleConsumer(
@@ -139,10 +142,11 @@ class SimWorker:
                 self._watched(desk.work(role), len(self.consumers)),
                 publisher,
                 notes,
-                lambda record, outgoing, limit, instead=instead: _tagged(
+                lambda record, outgoing, limit, instead=instead: tagged(
                     instead(record, outgoing, limit), dict(outgoing.headers)[FROM] or b""
                 ),
                 flight=StoreFlight(store, settings.group) if store else None,
+                holds=world.holds,
             )
             self.consumers.append(consumer)
         for consumer in self.consumers:
@@ -179,6 +183,7 @@ class SimWorker:
             begin, thaws = world.loop.time(), process.thaws
             models.RUN.set(it.number)
             key = (record.topic, record.partition, record.key or b"")
+            left = remaining(record.value) if record.topic in world.internal else world.deadline
             if place in self.active:
                 world.breach("L3 one outcome", f"{place} was started twice at once in {process.name}")
             self.active[place] = it
@@ -194,8 +199,13 @@ class SimWorker:
                 if by_key and record.key is not None:
                     self.keys[key] -= 1
             took = world.loop.time() - begin
-            if took > world.deadline and thaws == process.thaws:
-                world.breach("L8 progress", f"{place} took {took:.1f} s, past its deadline")
+            if thaws == process.thaws:
+                if took > left + 0.5:
+                    world.breach("L8 progress", f"{place} took {took:.1f} s, {left:.1f} s were left of its deadline")
+                if outgoing is not None and outgoing.topic in world.internal:
+                    spent = took + world.topics.delays.get(outgoing.topic, 0.0)
+                    if remaining(outgoing.value) > max(0.0, left - spent) + 0.05:
+                        world.breach("L8 progress", f"{place} handed on more of its deadline than was left")
             if outgoing is None:
                 world.answered.add(place)
                 return None
@@ -203,19 +213,6 @@ class SimWorker:
             it.void = stream.epoch((record.topic, record.partition)) is None  # type: ignore[arg-type]  # an equal pair
             if not it.void:
                 world.outgoing[it.number] = it
-            return _tagged(outgoing, str(it.number).encode())
+            return tagged(outgoing, str(it.number).encode())
 
         return run
-
-
-def _tagged(outgoing: Outgoing, run: bytes) -> Outgoing:
-    kept = tuple(pair for pair in outgoing.headers if pair[0] != FROM)
-    return replace(outgoing, headers=(*kept, (FROM, run)))
-
-
-def run_of(headers: tuple[tuple[str, bytes | None], ...]) -> int:
-    found: Mapping[str, bytes | None] = dict(headers)
-    tag = found.get(FROM)
-    if tag is None:
-        raise Bug("an outgoing record without its mark")
-    return int(tag)

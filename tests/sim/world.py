@@ -14,8 +14,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,10 +22,7 @@ from unittest import mock
 
 from aiokafka import TopicPartition
 
-from sluiceway.core import plan as plans
 from sluiceway.core.cascade import Role
-from sluiceway.core.held import Limits, Order
-from sluiceway.core.policy import Policy
 from sluiceway.kafka.consumer import RoleConsumer
 from sluiceway.topicmap import TopicMap, topic_map
 from tests.sim import kafka
@@ -35,58 +31,20 @@ from tests.sim.faults import FAULTS
 from tests.sim.feed import MAX_BYTES, feed
 from tests.sim.judge import judge
 from tests.sim.loop import Process, StalledError, VirtualLoop
-from tests.sim.models import Bytes, Moods, SimModels
-from tests.sim.watch import seeked, was_committed
-from tests.sim.worker import Run, SimWorker, run_of
-from tests.support.core import load
+from tests.sim.marks import run_of
+from tests.sim.models import Moods, SimModels
+from tests.sim.operator import SimHolds
+from tests.sim.setup import DEADLINE, compiled, policy, set_up
+from tests.sim.told import Told, line
+from tests.sim.watch import acked, judge_start, seeked, was_committed
+from tests.sim.worker import Run, SimWorker
 from tests.support.evidence import Disturbance, Lag, Place, Published, Sample
 from tests.support.topics import Seen
 
 HEAL = 20.0  # seconds: then all faults end
 WITHIN = 75.0  # seconds after healing until nothing may be left to do
 STORY = 60  # events that a failing world reprints
-DEADLINE = 16.0
 _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  where files cost no disk
-
-_POLICY = f"""
-models:
-  cheap: {{provider: openai, model: gpt-cheap, tier: small, timeout: 3s, params: {{max_tokens: 50}}}}
-  other: {{provider: openai, model: gpt-other, tier: small, timeout: 3s, params: {{max_tokens: 50}}}}
-  frontier: {{provider: anthropic, model: claude-frontier, tier: frontier, timeout: 5s, params: {{max_tokens: 60}}}}
-tasks:
-  triage: &triage
-    ladder: [cheap, frontier]
-    prompt: Classify this ticket.
-    labels: [billing, login, refund, other]
-    gate: {{score: label_logprob, threshold: 0.85}}
-    deadline: {DEADLINE:.0f}s
-    max_bytes: {MAX_BYTES}
-    retries: {{tries: 2, first_wait: 300ms, longest_wait: 2s}}
-  tag:
-    <<: *triage
-    ladder: [cheap, other, frontier]
-    order: none
-"""
-
-
-@cache
-def policy() -> Policy:
-    return load(_POLICY.replace("    order: none\n", ""))
-
-
-@cache
-def _compiled(_policy: str) -> dict[str, plans.Plan]:
-    return plans.compile_plans(policy(), Bytes())
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """How a world's workers are set up."""
-
-    limits: Limits
-    idempotent: bool
-    workers: int
-    state: bool  # whether they keep a local store
 
 
 class _WorldTime:
@@ -102,31 +60,6 @@ class _WorldTime:
         return self._world.loop.time()
 
 
-@dataclass(slots=True)
-class Told:
-    """What a world came to."""
-
-    seed: int
-    breaches: dict[str, list[str]]
-    counts: Counter[str]
-    digest: str
-    story: list[str]
-    jobs: int
-    faults: tuple[str, ...]
-    cpu: float = 0.0  # seconds
-
-    @property
-    def holds(self) -> bool:
-        return not any(self.breaches.values())
-
-    def __str__(self) -> str:
-        lines = [f"world {self.seed}: {self.jobs} jobs, faults: {', '.join(self.faults)}"]
-        lines += [f"  ... {line}" for line in self.story]
-        lines += [f"BROKEN {law}: {'; '.join(found[:5])}" for law, found in self.breaches.items() if found]
-        lines.append(f"again: python -m tests.sim --worlds 1 --seed {self.seed}")
-        return "\n".join(lines)
-
-
 class World:
     """`run()` once. Everything random comes from the seed."""
 
@@ -139,7 +72,12 @@ class World:
         self.dice = {name: Random(f"{seed}/{name}") for name in ("setup", "jobs", "faults", "broker", "models")}
         self.policy = policy()
         self.topics: TopicMap = topic_map(self.policy)
-        self.setup = self._set_up(self.dice["setup"])
+        self.internal = {self.topics.escalations, *self.topics.delays}
+        self.holds = SimHolds(self)
+        self.heard: dict[tuple[str, Place], tuple[float, Process]] = {}  # acks that a worker's process has seen
+        self.rebalanced: list[float] = []
+        self.bursts: list[tuple[float, list[Place]]] = []  # bad records, one after another
+        self.setup = set_up(self.dice["setup"])
         self.jumped = 0.0
         self.thawed_at = -100.0
         self.healed = False
@@ -149,7 +87,7 @@ class World:
         self.copying = 0.0
         self.answered: set[Place] = set()
         self.answers: dict[Place, tuple[float, Process]] = {}  # when and by whom first
-        self.deadline = DEADLINE + 0.5
+        self.deadline = DEADLINE
         self.ends = HEAL + WITHIN
         self.outputs: list[Seen] = []
         self.runs: list[Run] = [Run(0, Place("", 0, 0), None)]  # type: ignore[arg-type]  # number 0 is nobody's
@@ -170,26 +108,15 @@ class World:
         self.lowest: dict[TopicPartition, int] = {}
         self._context: contextvars.Context
 
-    def _set_up(self, dice: Random) -> Setup:
-        limits = Limits(
-            jobs=dice.choice((8, 30, 100)),
-            queue=dice.choice((6, 40, 200)),
-            bytes=dice.choice((3_000, 64 << 20, 64 << 20)),
-            span=dice.choice((12, 60, 10_000)),
-            commit_interval=dice.choice((0.3, 1.0, 2.0)),
-            commit_count=dice.choice((10, 10_000)),
-            metadata_chars=dice.choice((40, 120, 4000, 4000)),
-            order=dice.choice((Order.NONE, Order.NONE, Order.NONE, Order.KEY, Order.PARTITION)),
-        )
-        if limits.order is Order.PARTITION:
-            # One after another is slow: give each partition little to wait for.
-            limits = replace(limits, jobs=100, queue=200, bytes=64 << 20)
-        return Setup(limits, dice.random() < 0.5, 2, dice.random() < 0.4)
+    def read_by(self, role: Role) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.topics.read_by(role), *self.topics.retries[role].values())))
 
     # -- telling ------------------------------------------------------------------------------------------------
 
     def note(self, kind: str, **facts: Any) -> None:
         self.counts[kind] += 1
+        if kind == "rebalance":
+            self.rebalanced.append(self.loop.time())
         self._story.append((self.loop.time(), kind, facts))
 
     def breach(self, law: str, what: str) -> None:
@@ -204,6 +131,8 @@ class World:
     def began(self, worker: SimWorker, place: Place) -> Run:
         run = Run(len(self.runs), place, worker.process)
         self.runs.append(run)
+        self.holds.judge_start(run)
+        judge_start(self, run)
         self._story.append((self.loop.time(), "began", {"run": run.number, "place": place, "by": worker.process.name}))
         return run
 
@@ -218,11 +147,15 @@ class World:
         self.outgoing.pop(run.number, None)
         if run.appended > 1:
             self.retried += 1
+        if seen.topic in self.topics.delays:
+            self.counts["job_left"] += 1
+        if run.place.topic in self.topics.delays:
+            self.counts["job_returned"] += 1
         self.answered.add(run.place)
         self.answers.setdefault(run.place, (self.loop.time(), run.process))
         if seen.topic == self.topics.dead_letters:
             run.dead = True
-        if seen.topic != self.topics.escalations:
+        if seen.topic not in self.internal:
             self.outputs.append(seen)
 
     def failed(self, worker: SimWorker, error: BaseException) -> None:
@@ -258,6 +191,7 @@ class World:
 
     def _dead(self, worker: SimWorker) -> None:
         worker.active.clear()
+        worker.process.died = min(worker.process.died, self.loop.time())
         if worker.store is not None:
             worker.store.die()
         self.disturbance.kills += 1
@@ -269,23 +203,25 @@ class World:
         random.seed(self.seed)
         gc.disable()  # worlds are short; `runs` collects between them
         topics = dict.fromkeys(self.topics.jobs, 4)
+        topics |= dict.fromkeys(self.topics.delays, 1)
         topics |= {self.topics.escalations: 2, self.topics.reviews: 1, self.topics.dead_letters: 1}
         topics |= dict.fromkeys(self.topics.results.values(), 2)
         self.broker = Broker(self.loop, self.dice["broker"], topics, self.note)
         self.broker.appended = self._appended
         self.broker.was_committed = partial(was_committed, self)
         self.broker.seeked = partial(seeked, self)
+        self.broker.acked = partial(acked, self)
         self.broker.drops_metadata = self.dice["setup"].random() < 0.15
         self.broker.sticky = self.dice["setup"].random() < 0.5
         # A job of full size whose cheap answer is in doubt does not fit: it becomes a dead letter.
-        self.broker.limits[self.topics.escalations] = MAX_BYTES
+        self.broker.limits |= dict.fromkeys(self.internal, MAX_BYTES)
         BROKER.append(self.broker)
         try:
             with (
                 tempfile.TemporaryDirectory(prefix="sluiceway-sim-", dir=_MEMORY) as state,
                 kafka.installed(),
                 mock.patch("sluiceway.clock.time", _WorldTime(self)),
-                mock.patch("sluiceway.runner.compile_plans", lambda p, _tokens: _compiled(p.digest)),
+                mock.patch("sluiceway.runner.compile_plans", lambda p, _tokens: compiled(p.digest)),
             ):
                 self.state = Path(state)
                 self.loop.run(self._main())
@@ -299,7 +235,7 @@ class World:
         for fault in self.loop.faults:
             self.breach("L8 progress", fault)
         judge(self)
-        lines = [_line(*event) for event in self._story]
+        lines = [line(*event) for event in self._story]
         digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=12).hexdigest()
         return Told(
             self.seed,
@@ -327,6 +263,7 @@ class World:
             self.broker.look_after()
             if int(self.loop.time() * 2) % 2 == 0:
                 self._look()
+                self.holds.look()
             if self.healed and feeding.done() and self._done():
                 break
             await asyncio.sleep(0.5)
@@ -361,7 +298,7 @@ class World:
     def _done(self) -> bool:
         for role in Role:
             committed = self.broker.group(self.topics.groups[role]).committed
-            for topic in self.topics.read_by(role):
+            for topic in self.read_by(role):
                 for partition, log in enumerate(self.broker.topics[topic]):
                     made = committed.get(TopicPartition(topic, partition))
                     if (log.end if made is None else made.offset) < log.end or (made is None and log.records):
@@ -372,7 +309,7 @@ class World:
         now = self.loop.time()
         for role in Role:
             committed = self.broker.group(self.topics.groups[role]).committed
-            for topic in self.topics.read_by(role):
+            for topic in self.read_by(role):
                 for partition, log in enumerate(self.broker.topics[topic]):
                     tp = TopicPartition(topic, partition)
                     made = committed.get(tp)
@@ -393,10 +330,6 @@ class World:
         for row in stats.partitions:
             if row.open > limits.span:
                 self.breach("limits", f"{worker.process.name} has {row.open} open of {row.partition}: {limits}")
-
-
-def _line(at: float, kind: str, facts: dict[str, Any]) -> str:
-    return f"{at:8.3f} {kind} " + " ".join(f"{name}={value}" for name, value in facts.items())
 
 
 def run_world(seed: int) -> Told:

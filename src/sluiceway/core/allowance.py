@@ -151,6 +151,8 @@ class Allowance:
         if self.pace.active:
             waits = max(waits, self.pace.wait(now))
         if self._buckets:
+            if not self._share:
+                return inf
             amounts = self._amounts(need)
             for kind, bucket in self._buckets.items():
                 waits = max(waits, bucket.wait(amounts[kind], now))
@@ -267,17 +269,24 @@ class Allowance:
         limits = [limit for limit in (self._written[kind], self._told.get(kind)) if limit is not None]
         if not limits:
             return
-        per_minute = min(limits) * self._share
+        per_minute = min(limits) * (self._share or 1.0)  # with no share nothing is taken from it
         if kind in self._buckets:
             self._buckets[kind].resize(per_minute, now)
         else:
             self._buckets[kind] = Bucket(per_minute, now)
 
     def share(self, part: float, now: float) -> None:
-        """From now on this process may use `part` (over 0, up to 1) of the endpoint's limits a minute."""
+        """From now on this process may use `part` (0 to 1) of the endpoint's limits a minute; 0: it has to wait.
+
+        Whoever had no part begins with nothing saved: others have used the limit until now.
+        """
+        begins = not self._share
         self._share = part
         for kind in Kind:
             self._set(kind, now)
+        if begins:
+            for bucket in self._buckets.values():
+                bucket.believe(0.0, now)
 
     def __repr__(self) -> str:
         return f"Allowance({self.in_flight} of {self.limit.limit:.0f} in flight, {len(self._buckets)} limits a minute)"

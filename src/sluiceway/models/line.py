@@ -57,6 +57,13 @@ class Line:
         now = self._clock.now()
         self._serve(self.permits.end(permit, ended, now), now)
 
+    def share(self, part: float) -> None:
+        """From now on this process may use `part` (0 to 1) of each endpoint's limits a minute."""
+        now = self._clock.now()
+        for endpoint in self.permits.endpoints:
+            endpoint.share(part, now)
+        self._serve(self.permits.turn(now), now)
+
     def _serve(self, served: Sequence[Served], now: float) -> None:
         for waiting, got in served:
             place = self._places.pop(waiting)

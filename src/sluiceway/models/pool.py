@@ -170,6 +170,22 @@ class Pool:
             self._observe(call.model.name, seconds, result if isinstance(result, Failure) else None)
         return _measured(result, endpoint.origin, seconds), told
 
+    @property
+    def limits(self) -> frozenset[str]:
+        """What other workers' calls count against too: each provider's model, whatever a policy calls it."""
+        return frozenset(
+            _limit(served.model)
+            for served in self._served.values()
+            if served.line is not None and isinstance(served.endpoints[0], HttpEndpoint)
+        )
+
+    def share(self, parts: Mapping[str, float]) -> None:
+        """From now on this process may use so much (0 to 1) of each of `limits`; at 0 its calls wait for a part."""
+        for served in self._served.values():
+            part = parts.get(_limit(served.model))
+            if part is not None and served.line is not None and isinstance(served.endpoints[0], HttpEndpoint):
+                served.line.share(part)
+
     async def live_check(self, name: str) -> tuple[LiveReport, ...]:
         """What one real call to each endpoint of that model shows; it costs what such a call costs."""
         served = self._served[name]
@@ -203,6 +219,10 @@ def _measured(result: Reply | Failure, origin: str, seconds: float) -> Reply | F
         origin,
         seconds,
     )
+
+
+def _limit(model: Model) -> str:
+    return f"{model.provider}/{model.model}"
 
 
 def _line(model: Model, endpoints: tuple[Serves, ...], clock: Clock) -> Line | None:

@@ -15,9 +15,9 @@ from tests.support.fake_journal import read_ends
 
 async def by_key(stage: Stage) -> list[Finding]:
     """Three workers come, go and die while the jobs of a few hundred keys run one after another."""
-    count, keys = stage.of((8_000, 300), (1_500, 120))
+    count, keys = stage.of((8_000, 80), (1_200, 30))
     plants = ["order=key"]
-    async with stage.scene("order", cheap="labels seed=3 delay=0.1", parallel=64, keep=True) as scene:
+    async with stage.scene("order", cheap="labels seed=3 delay=0.2", parallel=64, keep=True) as scene:
         jobs = tickets(count, key=lambda n: b"key-%d" % (n * 7919 % keys))
         key_of = {orjson.loads(value or b"")["input"]: key for _, (key, value, _) in jobs}
         await scene.publish(jobs)

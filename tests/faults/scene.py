@@ -265,9 +265,7 @@ class Scene:
             return ""
         ages.sort()
         median = ages[len(ages) // 2]
-        return (
-            f"; the first records of repeated jobs came {median:.3f} s before a kill (median), {ages[-1]:.3f} s at most"
-        )
+        return f"; repeated jobs were first written {median:.3f} s before a kill (median), {ages[-1]:.3f} s at most"
 
     def _most_in_a_commit(self) -> int:
         """The most outgoing records written in one commit interval, of all workers together."""

@@ -25,12 +25,13 @@ PARALLEL = 128  # calls that one worker may have open
 class Stage:
     """`async with Stage(folder, seed, full=True) as stage:`; leaves no process behind."""
 
-    def __init__(self, folder: Path, seed: int, *, full: bool) -> None:
+    def __init__(self, folder: Path, seed: int, *, full: bool, kafka: ProxiedKafka | None = None) -> None:
+        """`kafka`: a broker to use that is somebody else's to stop."""
         self.folder = folder
         self.seed = seed
         self.full = full
         self._stack = AsyncExitStack()
-        self._brokers: dict[bool, ApacheKafka] = {}
+        self._brokers: dict[bool, ApacheKafka] = {} if kafka is None else {False: kafka}
         self._scenes = 0
 
     async def __aenter__(self) -> Self:

@@ -15,7 +15,20 @@ from sluiceway import __version__
 from sluiceway.cli import app as cli
 from sluiceway.cli import main
 
-VERBS = ["demo", "init", "check", "topics", "topics apply", "topics check", "publish", "work", "tail", "redrive", "replay"]
+VERBS = [
+    "demo",
+    "init",
+    "check",
+    "topics",
+    "topics apply",
+    "topics check",
+    "publish",
+    "work",
+    "tail",
+    "redrive",
+    "resume",
+    "replay",
+]
 
 BAD = """\
 models:
@@ -138,6 +151,8 @@ def test_check_says_of_a_bar_that_it_is_not_proved(
         (["tail", "answers", "-b", "x:1"], "dead-letters"),
         (["publish", "nowhere.csv", "--task", "t", "-b", "x:1"], "nowhere.csv"),
         (["work", "--policy", "nowhere.yaml", "--role", "boss", "-b", "x:1"], "escalations"),
+        (["resume", "--partition", "3", "-b", "x:1"], "--partition needs a topic"),
+        (["resume", "--all", "--group", "g", "-b", "x:1"], "leave the other options out"),
         (["topics", "check", "-b", "127.0.0.1:1"], "no answer from 127.0.0.1:1"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sluiceway import __version__
-from sluiceway.cli import check, demo, init, publish, redrive, replay, tail, topics, work
+from sluiceway.cli import check, demo, init, publish, redrive, replay, resume, tail, topics, work
 from sluiceway.core.errors import InputError, PolicyError
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command(epilog=publish.EXAMPLE)(publish.publish)
 app.command(epilog=work.EXAMPLE)(work.work)
 app.command(epilog=tail.EXAMPLE)(tail.tail)
 app.command(epilog=redrive.EXAMPLE)(redrive.redrive)
+app.command(epilog=resume.EXAMPLE)(resume.resume)
 app.command(epilog=replay.EXAMPLE)(replay.replay)
 
 

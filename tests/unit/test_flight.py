@@ -256,7 +256,6 @@ _PROCESS = """
 import asyncio, sys
 from pathlib import Path
 from sluiceway.archive.flight import StoreFlight
-from sluiceway.archive.store import Bounds, Store
 from tests.unit.test_flight import a_record, a_store
 
 async def main():

@@ -65,6 +65,13 @@ class Committed(NamedTuple):
     metadata: str
 
 
+class Sent(NamedTuple):
+    """Who sent a commit, and when its offsets were told to him to be committed."""
+
+    process: Process
+    at: float
+
+
 @dataclass(slots=True)
 class Member:
     """One consumer of a group, as the coordinator sees it. `told` resolves when it must come to a rebalance."""
@@ -107,9 +114,11 @@ class Broker:
         self.first = {TopicPartition(t, n): log.end for t, logs in self.topics.items() for n, log in enumerate(logs)}
         self.groups: dict[str, Coordinator] = {}
         self.appended: Callable[[Seen], None] = lambda _: None
-        self.was_committed: Callable[[str, TopicPartition, Committed], None] = lambda *_: None
+        self.was_committed: Callable[[str, TopicPartition, Committed, Sent], None] = lambda *_: None
         self.seeked: Callable[[TopicPartition, str], None] = lambda *_: None
         self.acked: Callable[[Process, Headers], None] = lambda *_: None
+        self.doubted: Callable[[Headers], None] = lambda _: None
+        self.revoking: Callable[[Process, str], None] = lambda *_: None
         self._waiters: list[tuple[Callable[[], Container[TopicPartition]], asyncio.Future[None]]] = []
         self._announced: set[TopicPartition] = set()
         self._numbers = 0
@@ -130,6 +139,10 @@ class Broker:
         """Seconds until a request arrives: a broker that is paused takes none before it goes on."""
         flight = 0.002 + self.dice.random() * 0.01
         return max(0.0, self.weather.paused_until - self.loop.time()) + flight
+
+    def wall(self) -> float:
+        """The cluster's own clock, which nothing sets."""
+        return 1_700_000_000.0 + self.loop.time()
 
     async def travel(self) -> None:
         await asyncio.sleep(self.latency())
@@ -295,7 +308,9 @@ class Broker:
             if joined is not None:
                 self.later(self.latency(), _resolve, joined, (it.generation, shares[name]))
 
-    def commit(self, group: str, name: str, generation: int, offsets: Mapping[TopicPartition, tuple[int, str]]) -> str:
+    def commit(
+        self, group: str, name: str, generation: int, offsets: Mapping[TopicPartition, tuple[int, str]], sent: Sent
+    ) -> str:
         """What Kafka answers: `ok`, `unknown_member`, `illegal_generation` or `metadata_too_large`."""
         it = self.group(group)
         if name not in it.members:
@@ -307,7 +322,7 @@ class Broker:
         for tp, (offset, metadata) in offsets.items():
             made = Committed(offset, "" if self.drops_metadata else metadata)
             it.committed[tp] = made
-            self.was_committed(group, tp, made)
+            self.was_committed(group, tp, made, sent)
         return "ok"
 
 

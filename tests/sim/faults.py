@@ -154,6 +154,7 @@ def burst(world: World, dice: Random) -> None:
     value = b"not a job"
     places = [world.broker.append(topic, partition, None, value, (), world.wall()) for _ in range(30)]
     world.bursts.append((world.loop.time(), places))
+    world.bad |= dict.fromkeys(places, "undecodable")
     world.published.extend(Published(None, place) for place in places)
 
 

@@ -41,6 +41,8 @@ async def feed(world: World) -> None:
                 if value is None:
                     world.answered.add(place)
                 else:
+                    if job_id not in world.jobs:
+                        world.bad[place] = job_id.split("-")[0]
                     world.published.append(Published(job_id if job_id in world.jobs else None, place))
         await asyncio.sleep(dice.random() * 1.6)
 
@@ -60,15 +62,20 @@ def _job(world: World, dice: Random, number: int) -> tuple[str, bytes | None]:
         world.note("job_big")
     elif throw < 0.02:
         world.note("job_undecodable")
-        return f"bad-{number}", b'{"id": "j' + str(number).encode()
+        return f"undecodable-{number}", b'{"id": "j' + str(number).encode()
     elif throw < 0.024:
         world.note("job_unknown_task")
-        return f"bad-{number}", orjson.dumps({"id": f"bad-{number}", "task": "nobody", "input": "?"})
+        job_id = f"unknown_task-{number}"
+        return job_id, orjson.dumps({"id": job_id, "task": "nobody", "input": "?"})
     elif throw < 0.028:
         world.note("job_too_large")
-        return f"bad-{number}", orjson.dumps({"id": f"bad-{number}", "task": "triage", "input": "y" * MAX_BYTES})
+        job_id = f"too_large-{number}"
+        return job_id, orjson.dumps({"id": job_id, "task": "triage", "input": "y" * MAX_BYTES})
     elif throw < 0.034:
         world.note("job_tombstone")
         return f"none-{number}", None
+    job: dict[str, object] = {"id": job_id, "task": dice.choice(("triage", "triage", "tag")), "input": text}
+    if dice.random() < 0.05:
+        job["round"] = world.rounds[job_id] = dice.randint(1, 3)
     world.jobs[job_id] = text
-    return job_id, orjson.dumps({"id": job_id, "task": dice.choice(("triage", "triage", "tag")), "input": text})
+    return job_id, orjson.dumps(job)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from sluiceway.core.catalog import Price
 from tests.sim.faults import FLOOD
+from tests.sim.marks import run_of
 from tests.sim.models import truth
 from tests.support import laws
 from tests.support.core import CHEAP_PRICE, FRONTIER_PRICE
 from tests.support.evidence import Outcome, read_outcomes
+from tests.support.topics import Seen
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -36,18 +38,10 @@ def judge(world: World) -> None:
     }.items():
         for what in found:
             world.breach(law, what)
-    _retries(world)
     _answers(world)
     _money(world, outcomes)
     _floods(world)
     world.note("redone", allowed=world.redo)
-
-
-def _retries(world: World) -> None:
-    """A record goes out again only where the broker left its first copy in doubt."""
-    doubts = sum(world.counts[kind] for kind in ("produce_ack_lost", "produce_timeout", "produce_out_of_step"))
-    if world.retried and not doubts:
-        world.breach("L3 one outcome", f"{world.retried} records were sent again after their ack")
 
 
 def _floods(world: World) -> None:
@@ -63,24 +57,63 @@ def _floods(world: World) -> None:
 
 
 def _answers(world: World) -> None:
-    """L3: an accepted answer is the one of its own job."""
+    """L3: an outcome is of its own job and round, and what it says of it is true."""
     for seen in world.outputs:
-        if seen.topic in world.topics.results.values():
-            body = orjson.loads(seen.value or b"")
-            if body["status"] == "answered" and body["answer"]["label"] != truth(world.jobs[body["job_id"]]):
-                world.breach("L3 one outcome", f"{body['job_id']} has another job's answer")
+        if seen.topic == world.topics.dead_letters:
+            _dead_letter(world, seen)
+            continue
+        body = orjson.loads(seen.value or b"")
+        job = body["job_id"]
+        if body["round"] != world.rounds.get(job, 0):
+            world.breach("L3 one outcome", f"{job} has an outcome of round {body['round']}")
+        answered = seen.topic != world.topics.reviews and body["status"] == "answered"
+        if answered and body["answer"]["label"] != truth(world.jobs[job]):
+            world.breach("L3 one outcome", f"{job} has another job's answer")
+        _reason(world, job, body)
+
+
+_REASONS = {"uncertain": "uncertain", "malformed": "malformed", "declined": "declined"}
+
+
+def _reason(world: World, job: str, body: dict[str, Any]) -> None:
+    """Why it was escalated is what the last cheap model did."""
+    cheap = [step for step in body["trail"]["steps"] if step["step"] == "attempt" and step["model"] != "frontier"]
+    if body["escalated"] is None or not cheap:
+        return
+    last = cheap[-1]
+    said = world.models.said.get(last["response_id"], "")
+    expected = "failed" if last["failure"] else _REASONS.get(said)
+    if body["escalated"] != expected:
+        world.breach("reason", f"{job} was escalated as {body['escalated']} where its model was {said or 'failing'}")
+
+
+def _dead_letter(world: World, seen: Seen) -> None:
+    """Its reason is the true one, and it keeps what its calls cost."""
+    run = world.runs[run_of(seen.headers)]
+    reason, expected = seen.header("sluiceway.reason"), world.bad.get(run.place, "too_large")
+    if reason != expected:
+        world.breach("reason", f"{run.place} is a dead letter as {reason}, not {expected}")
+    kept = orjson.loads(seen.header("sluiceway.trail") or "[]")
+    paid = {response: cost for _, _, cost, response in kept if response}
+    models = {entry.response_id: entry for entry in world.models.entries if entry.metered is not None}
+    for response, cost in paid.items():
+        entry = models[response]
+        if entry.metered is None or cost != RATES[entry.model].cost(entry.metered):
+            world.breach("L6 money", f"the dead letter of {run.place} says {cost} for {response}")
+    for response, made in world.models.made_in.items():
+        if made == run.number and response not in paid and response not in world.models.undelivered:
+            world.breach("L6 money", f"the dead letter of {run.place} does not tell of {response}")
 
 
 def _money(world: World, outcomes: list[Outcome]) -> None:
-    rates = {"cheap": _rates(CHEAP_PRICE), "other": _rates(CHEAP_PRICE), "frontier": _rates(FRONTIER_PRICE)}
-    # A dead letter tells of its attempts in a header, without what they cost.
+    # A dead letter tells of its attempts in a header: see there.
     done = {run.number for run in world.runs if run.appended and not run.dead}
     lost = {
         response
         for response, run in world.models.made_in.items()
         if run not in done or response in world.models.undelivered
     }
-    for what in laws.money(outcomes, world.models.entries, rates, lost=lost, lost_allowed=len(lost)):
+    for what in laws.money(outcomes, world.models.entries, RATES, lost=lost, lost_allowed=len(lost)):
         world.breach("L6 money", what)
     for what in world.twice:
         world.breach("L6 money", f"paid twice for {what}")
@@ -117,3 +150,6 @@ def _rates(price: Price) -> laws.Rates:
         float(price.output_mtok),
         None if write is None else float(write),
     )
+
+
+RATES = {"cheap": _rates(CHEAP_PRICE), "other": _rates(CHEAP_PRICE), "frontier": _rates(FRONTIER_PRICE)}

@@ -15,7 +15,7 @@ from unittest import mock
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka import errors as kafka_errors
 
-from tests.sim.broker import BROKER, Member
+from tests.sim.broker import BROKER, Member, Sent
 from tests.sim.loop import current
 from tests.sim.producer import SimProducer
 from tests.support.topics import Seen
@@ -63,10 +63,14 @@ class _Coordination:
     def __init__(self, consumer: SimConsumer) -> None:
         self._consumer = consumer
         self.generation = -1
+        self._asked = 0.0
         self._coordination_task = None
 
     async def ensure_coordinator_known(self) -> None:
-        await asyncio.sleep(0)
+        broker = self._consumer.broker
+        self._asked = broker.loop.time()
+        if broker.dice.random() < 0.1:
+            await broker.travel()  # it is looked up again
 
     async def _do_commit_offsets(self, _assignment: object, offsets: Mapping[TopicPartition, Any]) -> None:
         consumer = self._consumer
@@ -80,10 +84,11 @@ class _Coordination:
                 (kafka_errors.NotCoordinatorForGroupError, kafka_errors.GroupLoadInProgressError)
             )()
         answered: asyncio.Future[str] = broker.loop.create_future()
+        sent = Sent(consumer.process, self._asked)
         lost = dice < weather.commit_error + weather.commit_lost
 
         def arrives() -> None:
-            answer = broker.commit(consumer.group, consumer.member.name, generation, values)
+            answer = broker.commit(consumer.group, consumer.member.name, generation, values, sent)
             broker.note("commit_" + answer, member=consumer.member.name, at=tuple(v[0] for v in values.values()))
             if lost:
                 broker.note("commit_answer_lost")
@@ -124,6 +129,7 @@ class SimConsumer:
         self._ends: dict[TopicPartition, int] = {}
         self._listener: Any = None
         self.last_commit = 0.0
+        self._owns = False  # assigned, and not revoked since
         self._task: asyncio.Task[None] | None = None
         self._number = self.broker.number()
         self.member = self._new_member()
@@ -156,6 +162,9 @@ class SimConsumer:
     async def _belong(self) -> None:
         while True:
             # As aiokafka: the callback for the old assignment, and even for an empty one, comes before each join.
+            if self._owns:
+                self._owns = False
+                self.broker.revoking(self.process, self.group)
             await self._listener.on_partitions_revoked(self.assignment())
             await self.broker.travel()
             self.member = self._new_member()
@@ -169,6 +178,7 @@ class SimConsumer:
                 continue  # thrown out while it waited
             self._coordinator.generation = generation
             self._subscription.assignment = _Assignment(partitions)
+            self._owns = True
             await self._listener.on_partitions_assigned(partitions)
             if await self.broker.heartbeat(self.group, self.member) == "unknown":
                 self._coordinator.generation = -1
@@ -312,6 +322,8 @@ async def _open_producer(_connection: object, _size: int, idempotent: bool) -> t
 
 
 async def _close_producer(producer: SimProducer, _budget: float) -> bool:
+    for acked in list(producer.under_way):
+        producer.doubt(acked)
     await producer.broker.travel()
     return True
 

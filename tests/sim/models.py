@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -85,6 +86,8 @@ class SimModels:
         self.made_in: dict[str, int] = {}  # response id -> run
         self.lines: dict[tuple[Process, str], Calls] = {}  # by process and model
         self.unrecorded: list[str] = []
+        self.said: dict[str, str] = {}  # response id -> in which mood
+        self.paid: defaultdict[Process, list[tuple[str, Metered]]] = defaultdict(list)  # replies that got there
 
     async def answer(self, call: Call, clock: Clock, on_record: OnRecord) -> Reply | Failure:
         loop, name = asyncio.get_running_loop(), call.model.name
@@ -140,6 +143,7 @@ class SimModels:
         if metered is not None:
             self.undelivered.add(response_id)
             self.made_in[response_id] = RUN.get()
+            self.said[response_id] = what
         seconds = 0.05 + dice.expovariate(4.0)
         if what == "slow":
             seconds *= 40
@@ -155,6 +159,7 @@ class SimModels:
                 return Failure(FailureKind.INVALID, "http_400")
         assert metered is not None
         self.undelivered.discard(response_id)
+        self.paid[current()].append((name, metered))
         usage = Usage(
             metered.input_uncached, metered.input_cache_read, 0, 0, metered.output_text, metered.output_reasoning
         )

@@ -42,6 +42,7 @@ class SimProducer:
         self.process = current()
         self.idempotent = idempotent
         self.out_of_step = False
+        self.under_way: dict[asyncio.Future[None], _Batch] = {}
         self.client = self
 
     async def partitions_for(self, topic: str) -> set[int]:
@@ -56,7 +57,10 @@ class SimProducer:
         await asyncio.sleep(0)
         acked: asyncio.Future[None] = broker.loop.create_future()
 
+        self.under_way[acked] = batch
+
         def fails(error: BaseException) -> None:
+            self.under_way.pop(acked, None)
             if not acked.done() and not self.process.dead:
                 acked.set_exception(error)
                 acked.exception()  # seen: its owner may be frozen, and killed before it looks
@@ -64,6 +68,7 @@ class SimProducer:
         def is_acked() -> None:
             if not acked.done():
                 timeout.cancel()
+                self.under_way.pop(acked, None)
                 acked.set_result(None)
                 if not (self.process.dead or self.process.frozen):
                     for _, _, headers in batch.records:
@@ -77,7 +82,7 @@ class SimProducer:
                 fails(kafka_errors.MessageSizeTooLargeError())
                 return
             for key, value, headers in batch.records:
-                broker.append(topic, partition, key, value, headers, broker.loop.time())
+                broker.append(topic, partition, key, value, headers, broker.wall())
             if lost:
                 broker.note("produce_ack_lost", topic=topic, records=len(batch.records))
             elif not acked.done():
@@ -99,7 +104,15 @@ class SimProducer:
         timeout = broker.later(_PRODUCE_TIMEOUT, self._timed_out, acked)
         return acked
 
+    def doubt(self, acked: asyncio.Future[None]) -> None:
+        """Nobody knows whether the batch has arrived, or will: its records may go out again."""
+        batch = self.under_way.pop(acked, None)
+        if batch is not None:
+            for _, _, headers in batch.records:
+                self.broker.doubted(headers)
+
     def _timed_out(self, acked: asyncio.Future[None]) -> None:
+        self.doubt(acked)
         if not acked.done() and not self.process.dead:
             self.broker.note("produce_timeout")
             acked.set_exception(kafka_errors.RequestTimedOutError())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiokafka import TopicPartition
 
 from sluiceway.core.offsets import decode_finished
-from tests.sim.broker import Committed, Headers
-from tests.sim.loop import PROCESS, Process
+from tests.sim.broker import Committed, Headers, Sent
+from tests.sim.loop import Process, current
 from tests.sim.marks import run_of
 from tests.support.evidence import Place, Sample
 
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 
-def was_committed(world: World, group: str, tp: TopicPartition, made: Committed) -> None:
+class Heard(NamedTuple):
+    """An ack that the process of a run has seen."""
+
+    at: float
+    run: Run
+
+
+def was_committed(world: World, group: str, tp: TopicPartition, made: Committed, sent: Sent) -> None:
     """L4 at the moment of each commit: the offset, and the map above it."""
     log = world.broker.log(tp)
     low = world.lowest.get(tp, 0)
@@ -29,10 +36,11 @@ def was_committed(world: World, group: str, tp: TopicPartition, made: Committed)
         world.samples.append(Sample(world.loop.time(), {(tp[0], tp[1]): made.offset}, frozenset(world.answered)))
         world.breach("L4 no early commit", f"{group} committed {made.offset} of {tp}, {log.offsets[low]} is open")
     before = world.committed.get(tp)
-    world.committed[tp] = made.offset
-    if before is not None and made.offset < before:
-        world.breach("L3 one outcome", f"{group} went back from {before} to {made.offset} of {tp}")
-    _map_told(world, tp, made, log.offsets[low:])
+    world.committed[tp] = made
+    if before is not None and made.offset < before.offset:
+        world.breach("L3 one outcome", f"{group} went back from {before.offset} to {made.offset} of {tp}")
+    if keeps_maps(world):
+        _all_told(world, tp, made, sent, before)
     if made.offset > log.end:
         world.breach("L4 no early commit", f"{group} committed {made.offset} of {tp}, which ends at {log.end}")
     for first, last in decode_finished(made.offset, made.metadata) or ():
@@ -41,20 +49,44 @@ def was_committed(world: World, group: str, tp: TopicPartition, made: Committed)
                 world.breach("L4 no early commit", f"{group}'s map at {made.offset} of {tp} holds {offset}, open")
 
 
-def _map_told(world: World, tp: TopicPartition, made: Committed, above: list[int]) -> None:
-    """L3: what was finished above the watermark long ago goes with the commit, where there is room for it."""
-    tidy = not {"freeze", "pause", "kill_all"} & set(world.fault_names)
-    if made.metadata or not tidy or not keeps_maps(world):
-        return
-    for offset in above:
-        at, by = world.answers.get(Place(tp[0], tp[1], offset), (1e9, None))
-        if offset > made.offset and by is not None and not by.dead and world.loop.time() - at > 8.0:
+def _all_told(world: World, tp: TopicPartition, made: Committed, sent: Sent, before: Committed | None) -> None:
+    """L3: a commit tells all that the one before it told, and all that its sender has settled in this epoch."""
+    log = world.broker.log(tp)
+    told = decode_finished(made.offset, made.metadata) or ()
+    ranges = decode_finished(before.offset, before.metadata) or () if before else ()
+    since = world.seeked_at.get((sent.process, tp), 0.0)
+    for offset in log.offsets[bisect_left(log.offsets, made.offset) :]:
+        if any(first <= offset < last for first, last in told):
+            continue
+        if any(first <= offset < last for first, last in ranges):
+            world.breach("L3 one outcome", f"the commit of {made.offset} of {tp} forgets that {offset} is done")
+        heard = world.heard.get((sent.process.name, Place(tp[0], tp[1], offset)))
+        # What was begun in an epoch before this one is settled by nobody.
+        if heard is not None and heard.run.process is sent.process and heard.at < sent.at and heard.run.at > since:
             world.breach("L3 one outcome", f"the commit of {made.offset} of {tp} does not tell that {offset} is done")
 
 
 def acked(world: World, process: Process, headers: Headers) -> None:
     """A worker hears that its record is written."""
-    world.heard[process.name, world.runs[run_of(headers)].place] = (world.loop.time(), process)
+    run = world.runs[run_of(headers)]
+    world.heard[process.name, run.place] = Heard(world.loop.time(), run)
+
+
+def doubted(world: World, headers: Headers) -> None:
+    world.runs[run_of(headers)].doubts += 1
+
+
+def revoking(world: World, process: Process, group: str) -> None:
+    _, before = world.revoked_at.get((process, group), (0.0, 0.0))
+    world.revoked_at[process, group] = before, world.loop.time()
+
+
+def judge_void(world: World, run: Run, group: str) -> None:
+    """A job of a live worker that ends soon after the revoke of its own epoch has begun is waited for."""
+    before, since = world.revoked_at.get((run.process, group), (0.0, 0.0))
+    after = world.loop.time() - since
+    if before < run.at < since and after < 2.0:
+        world.breach("L3 one outcome", f"{run.place} ended {after:.1f} s after a revoke, for nothing")
 
 
 def judge_start(world: World, run: Run) -> None:
@@ -63,10 +95,10 @@ def judge_start(world: World, run: Run) -> None:
     A commit that has covered it makes the store forget; where the broker or we drop the map of such a commit, what lies
     above its offset is done again after all.
     """
-    at, process = world.heard.get((run.process.name, run.place), (0.0, run.process))
-    if process is run.process or process.died <= at + 0.01 or not world.setup.state:
+    heard = world.heard.get((run.process.name, run.place))
+    if heard is None or heard.run.process is run.process or not world.setup.state:
         return
-    if keeps_maps(world):
+    if heard.run.process.died > heard.at + 0.01 and keeps_maps(world):
         world.breach("L3 one outcome", f"{run.place} runs again in {run.process.name}, whose store knew it published")
 
 
@@ -77,6 +109,8 @@ def keeps_maps(world: World) -> bool:
 
 def seeked(world: World, tp: TopicPartition, group: str) -> None:
     """A new owner begins: what it will redo, though it was done or is being published, is allowed for."""
+    process = current()
+    world.seeked_at[process, tp] = world.loop.time()
     made = world.broker.group(group).committed.get(tp)
     offset, finished = (made.offset, decode_finished(made.offset, made.metadata) or ()) if made else (0, ())
     log = world.broker.log(tp)
@@ -90,7 +124,7 @@ def seeked(world: World, tp: TopicPartition, group: str) -> None:
             world.redo += 1
     # A worker that was frozen, or thrown out and not told yet, goes on with what it has for a moment.
     for worker in world.workers.values():
-        if worker.process.dead or worker.process is PROCESS.get():
+        if worker.process.dead or worker.process is process:
             continue
         for consumer in worker.consumers:
             if tp in consumer._stream.partitions():

@@ -22,9 +22,11 @@ from sluiceway.ports import Outgoing, Record, Work
 from sluiceway.runner import Runner
 from sluiceway.work import Desk
 from tests.sim import models
+from tests.sim.judge import RATES
 from tests.sim.loop import PROCESS, Process
 from tests.sim.marks import FROM, remaining, tagged
 from tests.sim.store import SimStore
+from tests.sim.watch import judge_void
 from tests.support.evidence import Place
 
 if TYPE_CHECKING:
@@ -44,8 +46,10 @@ class Run:
     number: int
     place: Place
     process: Process
+    at: float
     void: bool = False
     appended: int = 0
+    doubts: int = 0  # how often nobody knew whether its record had arrived
     dead: bool = False
 
 
@@ -164,6 +168,9 @@ class SimWorker:
         begin = world.loop.time()
         clean = await asyncio.gather(*(consumer.stop(_STOP) for consumer in self.consumers), return_exceptions=True)
         await publisher.stop(2.0)
+        paid = sum(RATES[name].cost(metered) for name, metered in world.models.paid[self.process])
+        if paid != runner.spent:
+            world.breach("L6 money", f"{self.process.name} has counted {runner.spent} of {paid} pico-dollars")
         if store:
             store.close()
         took = world.loop.time() - begin
@@ -180,10 +187,13 @@ class SimWorker:
         async def run(record: Record) -> Outgoing | None:
             place = Place(record.topic, record.partition, record.offset)
             it = world.began(self, place)
-            begin, thaws = world.loop.time(), process.thaws
+            begin, thaws = it.at, process.thaws
             models.RUN.set(it.number)
             key = (record.topic, record.partition, record.key or b"")
             left = remaining(record.value) if record.topic in world.internal else world.deadline
+            delay = world.topics.delays.get(record.topic, 0.0)
+            if delay and not world.jumped and world.wall() < record.timestamp + delay - 0.01:
+                world.breach("delay", f"{place} began {record.timestamp + delay - world.wall():.1f} s too early")
             if place in self.active:
                 world.breach("L3 one outcome", f"{place} was started twice at once in {process.name}")
             self.active[place] = it
@@ -213,6 +223,8 @@ class SimWorker:
             it.void = stream.epoch((record.topic, record.partition)) is None  # type: ignore[arg-type]  # an equal pair
             if not it.void:
                 world.outgoing[it.number] = it
+            elif thaws == process.thaws and not self.asked.is_set():
+                judge_void(world, it, self.consumers[number].settings.group)
             return tagged(outgoing, str(it.number).encode())
 
         return run

@@ -26,7 +26,7 @@ from sluiceway.core.cascade import Role
 from sluiceway.kafka.consumer import RoleConsumer
 from sluiceway.topicmap import TopicMap, topic_map
 from tests.sim import kafka
-from tests.sim.broker import BROKER, Broker, Weather
+from tests.sim.broker import BROKER, Broker, Committed, Weather
 from tests.sim.faults import FAULTS
 from tests.sim.feed import MAX_BYTES, feed
 from tests.sim.judge import judge
@@ -36,7 +36,7 @@ from tests.sim.models import Moods, SimModels
 from tests.sim.operator import SimHolds
 from tests.sim.setup import DEADLINE, compiled, policy, set_up
 from tests.sim.told import Told, line
-from tests.sim.watch import acked, judge_start, seeked, was_committed
+from tests.sim.watch import Heard, acked, doubted, judge_start, revoking, seeked, was_committed
 from tests.sim.worker import Run, SimWorker
 from tests.support.evidence import Disturbance, Lag, Place, Published, Sample
 from tests.support.topics import Seen
@@ -74,7 +74,11 @@ class World:
         self.topics: TopicMap = topic_map(self.policy)
         self.internal = {self.topics.escalations, *self.topics.delays}
         self.holds = SimHolds(self)
-        self.heard: dict[tuple[str, Place], tuple[float, Process]] = {}  # acks that a worker's process has seen
+        self.heard: dict[tuple[str, Place], Heard] = {}  # acks that a worker's process has seen
+        self.seeked_at: dict[tuple[Process, TopicPartition], float] = {}
+        self.revoked_at: dict[tuple[Process, str], tuple[float, float]] = {}  # the last two
+        self.rounds: dict[str, int] = {}  # job id -> its round, where that is not 0
+        self.bad: dict[Place, str] = {}  # what is no job -> why
         self.rebalanced: list[float] = []
         self.bursts: list[tuple[float, list[Place]]] = []  # bad records, one after another
         self.setup = set_up(self.dice["setup"])
@@ -90,7 +94,7 @@ class World:
         self.deadline = DEADLINE
         self.ends = HEAL + WITHIN
         self.outputs: list[Seen] = []
-        self.runs: list[Run] = [Run(0, Place("", 0, 0), None)]  # type: ignore[arg-type]  # number 0 is nobody's
+        self.runs: list[Run] = [Run(0, Place("", 0, 0), None, 0.0)]  # type: ignore[arg-type]  # number 0 is nobody's
         self.outgoing: dict[int, Run] = {}  # by number: their records are on the way
         self.retried = 0
         self.redo = 0
@@ -104,7 +108,7 @@ class World:
         self.disturbance = Disturbance()
         self.broker: Broker
         self.models = SimModels(self.dice["models"], self.note)
-        self.committed: dict[TopicPartition, int] = {}
+        self.committed: dict[TopicPartition, Committed] = {}
         self.lowest: dict[TopicPartition, int] = {}
         self._context: contextvars.Context
 
@@ -129,7 +133,7 @@ class World:
     # -- what the broker and the workers tell ----------------------------------------------------------------------
 
     def began(self, worker: SimWorker, place: Place) -> Run:
-        run = Run(len(self.runs), place, worker.process)
+        run = Run(len(self.runs), place, worker.process, self.loop.time())
         self.runs.append(run)
         self.holds.judge_start(run)
         judge_start(self, run)
@@ -145,6 +149,8 @@ class World:
             self.breach("L3 one outcome", f"{run.place} was published after its epoch had ended (run {run.number})")
         run.appended += 1
         self.outgoing.pop(run.number, None)
+        if run.appended > 1 + run.doubts:
+            self.breach("L3 one outcome", f"{run.place} was published again after its ack (run {run.number})")
         if run.appended > 1:
             self.retried += 1
         if seen.topic in self.topics.delays:
@@ -211,6 +217,8 @@ class World:
         self.broker.was_committed = partial(was_committed, self)
         self.broker.seeked = partial(seeked, self)
         self.broker.acked = partial(acked, self)
+        self.broker.doubted = partial(doubted, self)
+        self.broker.revoking = partial(revoking, self)
         self.broker.drops_metadata = self.dice["setup"].random() < 0.15
         self.broker.sticky = self.dice["setup"].random() < 0.5
         # A job of full size whose cheap answer is in doubt does not fit: it becomes a dead letter.

@@ -46,7 +46,8 @@ class TopicMap:
         return Role.ESCALATIONS if topic in own else Role.JOBS
 
     def read_by(self, role: Role) -> tuple[str, ...]:
-        return self.jobs if role is Role.JOBS else (self.escalations,)
+        own = self.jobs if role is Role.JOBS else (self.escalations,)
+        return (*own, *self.retries[role].values())
 
     @property
     def written(self) -> tuple[str, ...]:

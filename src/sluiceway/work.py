@@ -171,6 +171,30 @@ class Desk:
 
         return instead
 
+    def crashed(self, role: Role) -> Callable[[Record], Outgoing]:
+        """What is published instead of a job that a process has died of while nothing else ran."""
+
+        def instead(record: Record) -> Outgoing:
+            detail = "a worker's process ended while this job ran alone in it, and three times before"
+            return self._dead(record, role, InputError(DeadLetterReason.CRASHES, detail), _about(record))
+
+        return instead
+
+    def tenant(self, record: Record) -> str:
+        """The tenant of a record's job, "" where it names none: a look at the value, for fairness only."""
+        foreign = self._topics.foreign.get(record.topic)
+        path = "/tenant" if foreign is None else foreign[1].tenant
+        value = record.value or b""
+        if path is None or (foreign is None and b'"tenant"' not in value):
+            return ""
+        try:
+            tree = orjson.loads(value)
+            # An escalation or a retry carries its job whole.
+            found = jobs.pointer(tree, path if foreign is not None or "job" not in tree else f"/job{path}")
+        except (orjson.JSONDecodeError, TypeError):
+            return ""
+        return found if isinstance(found, str) else ""
+
     def _dead(
         self, record: Record, role: Role, error: InputError, about: _About, tried: Sequence[Tried] = ()
     ) -> Outgoing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -16,32 +17,39 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.journal import Journal
-from sluiceway.archive.store import Bounds, Store, open_store
+from sluiceway.archive.store import Bounds as StoreBounds
+from sluiceway.archive.store import Store, open_store
 from sluiceway.clock import WallClock
 from sluiceway.core import ledger
 from sluiceway.core.cascade import Role
 from sluiceway.core.errors import InputError
-from sluiceway.core.outcome import DeadLetter
-from sluiceway.core.stream import Limits
+from sluiceway.core.leave import Leaving
+from sluiceway.core.stream import Limits, Partition
+from sluiceway.core.watchdog import Bounds
 from sluiceway.kafka.cluster import cluster_id
 from sluiceway.kafka.consumer import RoleConsumer, RoleSettings
+from sluiceway.kafka.control import Control
+from sluiceway.kafka.holds import ControlHolds
 from sluiceway.kafka.publish import Publisher
 from sluiceway.kafka.security import Connection
 from sluiceway.kafka.start import From, Start
 from sluiceway.kafka.topics import require_room, sizes
 from sluiceway.policyfile import open_runner, read_policy
-from sluiceway.ports import Record
 from sluiceway.runner import Runner
 from sluiceway.telemetry import logs
 from sluiceway.telemetry.logs import Event
 from sluiceway.telemetry.metrics import Metrics
 from sluiceway.telemetry.probes import Probes
-from sluiceway.topicmap import TopicMap, topic_map
+from sluiceway.telemetry.watchdog import Watchdog
+from sluiceway.topicmap import DELAYS, TopicMap, topic_map
+from sluiceway.vitals import KafkaMeter, Vitals
 from sluiceway.work import Desk
 
 STOP_BUDGET = 25.0  # seconds from the signal to the end of the process
 _GRACE = 2.0  # of it for producer, probes and connections
+_CROWD = 0.2  # of the jobs in flight may sleep by rule; more of them wait in a retry topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,31 +90,17 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-class _KafkaMeter:
-    """What the Kafka layer tells, as metrics and log lines."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def taken(self, group: str, topic: str, count: int) -> None:
-        self._metrics.taken.labels(group, topic).inc(count)
-
-    def settled(self, group: str, topic: str, count: int) -> None:
-        self._metrics.settled.labels(group, topic).inc(count)
-
-    def notice(self, event: str, **fields: str | int | float) -> None:
-        self._metrics.notices.labels(event).inc()
-        logs.logger().info(Event.KAFKA, notice=event, **fields)
-
-
 class _Worker:
     def __init__(self, options: WorkOptions) -> None:
         self._options = options
         self._metrics = Metrics()
-        self._consumers: list[RoleConsumer] = []
+        self._meter = KafkaMeter(self._metrics)
+        self._clock = WallClock()
+        self._consumers: dict[Role, RoleConsumer] = {}
         self._asked = asyncio.Event()
         self._log = logs.logger()
         self._closing = ExitStack()
+        self._store: Store | None = None
 
     async def run(self) -> tuple[int, bool]:
         """The exit code, and whether everything has ended."""
@@ -114,14 +108,24 @@ class _Worker:
         self._catch_signals()
         policy = read_policy(options.policy)
         topics = topic_map(policy, shadow=options.shadow)
-        meter = _KafkaMeter(self._metrics)
-        clock = WallClock()
-        store = self._open_store(clock)
-        journal = None if store is None else Journal(store)
-        runner, pool = open_runner(policy, clock=clock, meter=self._metrics, journal=journal, roles=options.roles)
+        self._store = self._open_store()
+        runner, pool = open_runner(
+            policy,
+            clock=self._clock,
+            meter=self._metrics,
+            journal=None if self._store is None else Journal(self._store),
+            roles=options.roles,
+            leaving=Leaving(DELAYS, max(1, round(options.limits.jobs * _CROWD))),
+        )
         self._metrics.policy(policy.digest)
-        publisher = Publisher(options.connection, topics.written, meter=meter)
-        probes = Probes(self._metrics, self._ready, self._refresh, options.metrics_port)
+        publisher = Publisher(options.connection, topics.written, meter=self._meter)
+        control = Control(options.connection, meter=self._meter)
+        holds = ControlHolds(control, options.instance or socket.gethostname(), self._clock.now, self._resume)
+        bounds = Bounds.for_jobs(max(task.deadline for task in policy.tasks.values()))
+        watchdog = Watchdog(bounds, lambda: vitals.facts(), self._metrics)
+        vitals = Vitals(self._metrics, runner, publisher, self._consumers, watchdog.slow)
+        probes = Probes(self._metrics, vitals.ready, vitals.refresh, options.metrics_port)
+        watching = asyncio.create_task(watchdog.run(), name="watchdog")
         code, clean = 1, True
         try:
             await probes.start()
@@ -133,26 +137,31 @@ class _Worker:
             )
             await publisher.start()
             await self._require_room(topics)
-            desk = Desk(runner, topics, await cluster_id(options.connection), self._dead_letter, self._tombstone)
+            await control.start()
+            cluster = await cluster_id(options.connection)
+            desk = Desk(runner, topics, cluster, vitals.dead_letter, vitals.tombstone)
             for role in options.roles:
-                self._consumers.append(self._consumer(role, topics, desk, publisher, meter))
-            for consumer in self._consumers:
+                self._consumers[role] = self._consumer(role, topics, desk, publisher, holds)
+            for consumer in self._consumers.values():
                 await consumer.start()
-            code = await self._serve(runner, publisher)
+            code = await self._serve(runner, publisher, control, watching)
         finally:
             clean = await self._stop(publisher)
+            closing = (holds.stop(_GRACE), control.stop(_GRACE), probes.stop(), pool.close())
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(probes.stop(), pool.close(), return_exceptions=True), _GRACE)
+                await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), _GRACE)
+            watchdog.close()
+            watching.cancel()
             self._closing.close()
         self._log.info(Event.WORKER_STOPPED, code=code, clean=clean, spent_usd=ledger.usd(runner.spent))
         return code, clean
 
-    def _open_store(self, clock: WallClock) -> Store | None:
+    def _open_store(self) -> Store | None:
         """The local store, and a line for each call that the process before us started and saw no reply to."""
         options = self._options
         if options.state is None:
             return None
-        opened = open_store(options.state, bounds=Bounds(), now=clock.now, instance=options.instance)
+        opened = open_store(options.state, bounds=StoreBounds(), now=self._clock.now, instance=options.instance)
         store = self._closing.enter_context(opened)
         for call in store.lost:
             self._metrics.lost_calls.labels(call.task, call.model).inc()
@@ -170,32 +179,54 @@ class _Worker:
         require_room(found, (topics.escalations,), (), topics.dead_letters)
 
     def _consumer(
-        self, role: Role, topics: TopicMap, desk: Desk, publisher: Publisher, meter: _KafkaMeter
+        self, role: Role, topics: TopicMap, desk: Desk, publisher: Publisher, holds: ControlHolds
     ) -> RoleConsumer:
         options = self._options
         limits = options.limits
         if options.limit is not None and role is options.roles[0]:
             limits = Limits(**{**{name: getattr(limits, name) for name in limits.__slots__}, "limit": options.limit})
+        group, reads = topics.groups[role], topics.read_by(role)
         settings = RoleSettings(
-            group=topics.groups[role],
-            topics=topics.read_by(role),
+            group=group,
+            topics=reads,
             limits=limits,
             # What waits in our own topics is work already accepted: without offsets it is read from its beginning.
             start=options.start if role is Role.JOBS else options.start or Start(From.EARLIEST),
             instance=options.instance,
+            delays={topic: delay for topic, delay in topics.delays.items() if topic in reads},
+            dead_letters=topics.dead_letters,
+            tenant=desk.tenant,
         )
-        return RoleConsumer(options.connection, settings, desk.work(role), publisher, meter, desk.oversize(role))
+        return RoleConsumer(
+            options.connection,
+            settings,
+            desk.work(role),
+            publisher,
+            self._meter,
+            desk.oversize(role),
+            desk.crashed(role),
+            None if self._store is None else StoreFlight(self._store, group),
+            holds,
+        )
 
-    async def _serve(self, runner: Runner, publisher: Publisher) -> int:
+    def _resume(self, group: str, partition: Partition) -> None:
+        for consumer in self._consumers.values():
+            if consumer.settings.group == group:
+                consumer.resume(partition)
+
+    async def _serve(self, runner: Runner, publisher: Publisher, control: Control, watching: asyncio.Task[None]) -> int:
         """Waits for a signal, a limit or a fault, and returns the exit code."""
-        self._log.info(Event.WORKER_READY, groups=[consumer.settings.group for consumer in self._consumers])
+        self._log.info(Event.WORKER_READY, groups=[consumer.settings.group for consumer in self._consumers.values()])
         asked = asyncio.ensure_future(self._asked.wait())
-        faults = [asyncio.ensure_future(consumer.failed()) for consumer in self._consumers]
-        faults.append(asyncio.ensure_future(publisher.failed()))
-        limits = [asyncio.ensure_future(self._consumers[0].finished()), asyncio.ensure_future(self._spent(runner))]
+        parts: tuple[RoleConsumer | Publisher | Control, ...] = (*self._consumers.values(), publisher, control)
+        faults = [asyncio.ensure_future(part.failed()) for part in parts]
+        first = self._consumers[self._options.roles[0]]
+        limits = [asyncio.ensure_future(first.finished()), asyncio.ensure_future(self._spent(runner))]
         waiting = [asked, *faults, *limits]
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*waiting, watching], return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
             for fault in faults:
                 if fault.done():
                     self._fail(fault.result())
@@ -224,8 +255,12 @@ class _Worker:
         end = time.monotonic() + self._options.stop_budget
         self._log.info(Event.WORKER_DRAINING, budget=self._options.stop_budget)
         room = max(0.1, self._options.stop_budget - _GRACE)
-        results = await asyncio.gather(*(consumer.stop(room) for consumer in self._consumers), return_exceptions=True)
+        results = await asyncio.gather(
+            *(consumer.stop(room) for consumer in self._consumers.values()), return_exceptions=True
+        )
         clean = all(result is True for result in results)
+        if not clean and self._store is not None:
+            self._store.landed()
         return await publisher.stop(max(0.5, end - time.monotonic())) and clean
 
     def _catch_signals(self) -> None:
@@ -238,38 +273,3 @@ class _Worker:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked)
-
-    def _tombstone(self, record: Record) -> None:
-        self._metrics.tombstones.labels(record.topic).inc()
-
-    def _dead_letter(self, record: Record, letter: DeadLetter, task: str) -> None:
-        self._metrics.dead_letter(task)
-        self._log.warning(
-            Event.DEAD_LETTER,
-            reason=letter.reason.value,
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            sha256=letter.sha256,
-        )
-
-    def _ready(self) -> tuple[bool, list[str]]:
-        if not self._consumers:
-            return False, ["starting"]
-        reasons = [
-            f"{consumer.settings.group}: {reason}" for consumer in self._consumers for reason in consumer.ready()[1]
-        ]
-        return not reasons, reasons
-
-    def _refresh(self) -> None:
-        """Brings the gauges up to date: called as /metrics is read."""
-        metrics = self._metrics
-        metrics.lag.clear()
-        for consumer in self._consumers:
-            group, stats = consumer.settings.group, consumer.stats()
-            metrics.in_flight.labels(group).set(stats.running + stats.queued)
-            metrics.watermark_age.labels(group).set(stats.watermark_age)
-            if stats.last_commit is not None:
-                metrics.last_commit.labels(group).set(time.time() - stats.last_commit)
-            for partition, lag in stats.lag.items():
-                metrics.lag.labels(group, partition.topic, str(partition.partition)).set(lag)

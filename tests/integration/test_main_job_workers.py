@@ -23,11 +23,11 @@ IN_FLIGHT = Limits().jobs
 def held(worker: Child) -> int:
     """How many partitions of the jobs topic the worker was last given."""
     given = [
-        event["partitions"]
+        dict(topic.rsplit(":", 1) for topic in event["topics"].split())
         for event in worker.events()
         if event.get("notice") == "assigned" and event["group"] == "sluiceway-jobs"
     ]
-    return int(given[-1]) if given else 0
+    return int(given[-1].get(JOBS, 0)) if given else 0
 
 
 async def shared(workers: Iterable[Child], partitions: int, within: float = 30.0) -> list[int]:

@@ -99,7 +99,7 @@ def two_commits_at_a_time(patch: pytest.MonkeyPatch) -> None:
     due = Stream.commit_due
 
     def careless(self: Stream, now: float, *, force: bool = False) -> Any:
-        self._commits._under_way = False
+        self.commits._under_way = False
         return due(self, now, force=force)
 
     patch.setattr(Stream, "commit_due", careless)
@@ -110,8 +110,8 @@ def a_failed_commit_counts_as_made(patch: pytest.MonkeyPatch) -> None:
     def careless(self: Stream, now: float, retry_after: float = 0.0) -> None:
         for held in self._held.values():
             held.committed_changes = held.changes
-        self._commits._under_way = False
-        self._commits._from = now + retry_after
+        self.commits._under_way = False
+        self.commits._from = now + retry_after
 
     patch.setattr(Stream, "commit_failed", careless)
 

@@ -20,6 +20,7 @@ LAYERS = [
     {"cli"},
     {"demo"},  # runs worker and replay as a user does
     {"worker", "replay", "console"},
+    {"vitals"},  # of a worker
     {"publishing", "redrive", "live"},  # one verb of the command line each, over several edges
     {"work", "policyfile"},  # compose: records and runner, policy and models
     {"kafka", "models", "archive", "telemetry"},

@@ -13,6 +13,7 @@ class Commits:
 
     def __init__(self, limits: Limits) -> None:
         self.last: float | None = None  # acked
+        self.wanted: float | None = None  # since when there has been something to commit
         self.metadata_chars = limits.metadata_chars
         self._limits = limits
         self._under_way = False
@@ -28,7 +29,10 @@ class Commits:
             return []
         changed = [one for one in held if one.changes != one.committed_changes]
         if not changed:
+            self.wanted = None
             return []
+        if self.wanted is None:
+            self.wanted = now
         limits = self._limits
         due = (
             force
@@ -51,6 +55,11 @@ class Commits:
     def acked(self, now: float) -> None:
         self._under_way = False
         self._from = self.last = now
+        self.wanted = None
+
+    def age(self, now: float) -> float:
+        """Seconds since there has been something to commit; 0 where there is nothing."""
+        return 0.0 if self.wanted is None else now - self.wanted
 
     def failed(self, now: float, retry_after: float) -> None:
         """Made again not before `retry_after` seconds."""

@@ -71,7 +71,7 @@ class Stream:
         self._turn = 0
         self._left = limits.limit
         self._draining = False
-        self._commits = Commits(limits)
+        self.commits = Commits(limits)
         self._mean_size = 1024.0
 
     # -- assignment ---------------------------------------------------------------------------------------------
@@ -324,11 +324,11 @@ class Stream:
 
     def commit_due(self, now: float, *, force: bool = False) -> list[Commit]:
         """What to commit now; empty while a commit is under way, too early, or when nothing changed."""
-        return self._commits.due(self._held.values(), self.settled, now, force=force)
+        return self.commits.due(self._held.values(), self.settled, now, force=force)
 
     def committed(self, commits: Iterable[Commit], now: float) -> None:
         """The broker has acked them."""
-        self._commits.acked(now)
+        self.commits.acked(now)
         for commit in commits:
             held = self._held.get(commit.partition)
             if held and held.epoch == commit.epoch:
@@ -337,17 +337,12 @@ class Stream:
 
     def commit_failed(self, now: float, retry_after: float = 0.0) -> None:
         """It did not happen, or nobody knows. It is made again not before `retry_after` seconds."""
-        self._commits.failed(now, retry_after)
+        self.commits.failed(now, retry_after)
 
     def shrink_metadata(self) -> int:
         """The broker refused the text for its size: from now on half of it. Returns the new limit; 0 means none."""
-        self._commits.metadata_chars //= 2
-        return self._commits.metadata_chars
-
-    @property
-    def last_commit(self) -> float | None:
-        """When the broker last acked a commit, None if never."""
-        return self._commits.last
+        self.commits.metadata_chars //= 2
+        return self.commits.metadata_chars
 
     # -- looking ------------------------------------------------------------------------------------------------
 

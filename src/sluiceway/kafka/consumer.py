@@ -10,6 +10,7 @@ Nothing here waits without a bound. `failed()` says why a role can't go on; the 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 
 from sluiceway.core.errors import InputError
@@ -196,6 +197,7 @@ class RoleConsumer:
                 lag[row.partition] = max(0, end - row.watermark)
         return RoleStats(
             running=stream.running,
+            unacked=self._jobs.unacked,
             queued=stream.queued,
             detached=self._jobs.detached,
             taken=stream.taken,
@@ -203,7 +205,8 @@ class RoleConsumer:
             lag=lag,
             partitions=rows,
             pauses=stream.pauses(),
-            last_commit=None if stream.last_commit is None else now - stream.last_commit,
+            last_commit=None if stream.commits.last is None else now - stream.commits.last,
+            commit_age=stream.commits.age(now),
             idle=now - stream.last_progress,
         )
 
@@ -304,7 +307,14 @@ class RoleConsumer:
                     self._meter.notice(
                         "commit_map_unreadable", topic=opening.partition.topic, partition=opening.partition.partition
                     )
-            self._meter.notice("assigned", group=self.settings.group, partitions=len(partitions), generation=generation)
+            counts = Counter(partition.topic for partition in partitions)
+            self._meter.notice(
+                "assigned",
+                group=self.settings.group,
+                generation=generation,
+                partitions=len(partitions),
+                topics=" ".join(f"{topic}:{count}" for topic, count in sorted(counts.items())),
+            )
             parts.fetch.wake()
         except Exception as error:  # noqa: BLE001  top of the task
             self._fail(error)

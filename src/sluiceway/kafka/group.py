@@ -16,10 +16,10 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, OffsetAndMetadata, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 from sluiceway.core.errors import InputError
 from sluiceway.core.stream import Commit, Partition
+from sluiceway.kafka.assignor import assignor
 from sluiceway.kafka.security import Connection
 
 _DAY_MS = 86_400_000
@@ -78,9 +78,8 @@ class Group:
     def __init__(self, connection: Connection, group: str, instance: str | None, fetch_bytes: int) -> None:
         arguments = connection.consumer()
         arguments["max_partition_fetch_bytes"] = max(arguments["max_partition_fetch_bytes"], fetch_bytes)
-        # A partition that stays with its owner keeps its running calls: a rebalance then pays for fewer twice. The
-        # assignor keeps its state in its class, so each member has a class of its own.
-        self._assignor: Any = type("Sticky", (StickyPartitionAssignor,), {"member_assignment": None, "generation": -1})
+        # A partition that stays with its owner keeps its running calls: a rebalance then pays for fewer twice.
+        self._assignor = assignor()
         arguments["fetch_max_bytes"] = max(arguments["fetch_max_bytes"], fetch_bytes)
         self._consumer = AIOKafkaConsumer(
             **arguments,
@@ -116,7 +115,7 @@ class Group:
         """Join the group. `revoking` starts at once and may take its time; `assigned` only takes note."""
 
         def noted(partitions: list[Partition]) -> None:
-            self._assignor.on_generation_assignment(self.generation)  # aiokafka forgets to
+            self._assignor.generation = self.generation
             assigned(partitions)
 
         self._consumer.subscribe(topics=list(topics), listener=_Listener(revoking, noted))

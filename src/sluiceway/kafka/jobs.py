@@ -66,6 +66,11 @@ class RunningJobs:
         """Jobs of ended epochs that still run."""
         return len(self._detached)
 
+    @property
+    def unacked(self) -> int:
+        """Jobs whose outgoing record waits for its ack."""
+        return sum(task is None for task in self._running.values())
+
     def cancel(self) -> None:
         """Nothing runs on; what was not settled stays so."""
         if self._timer is not None:
@@ -115,6 +120,7 @@ class RunningJobs:
         try:
             flight = self._flight
             if flight.was_published(record):
+                flight.publish(record)
                 self._settle(job)
                 return
             outgoing: Outgoing | None

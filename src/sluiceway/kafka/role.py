@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sluiceway.core.stream import Limits, Partition, PartitionStats
+from sluiceway.core.stream import Limits, Partition, PartitionStats, Pause
 from sluiceway.kafka.start import Start
 from sluiceway.ports import Record
 
@@ -59,9 +59,13 @@ class NoHolds:
 
 @dataclass(frozen=True, slots=True)
 class RoleStats:
-    """`detached`: jobs of ended epochs that still run. `lag` in records, `last_commit` in seconds ago (None: never)."""
+    """`detached`: jobs of ended epochs that still run; `unacked`: those of the running that wait for their ack.
+
+    `lag` in records, `last_commit` in seconds ago (None: never), `commit_age` in seconds with something to commit.
+    """
 
     running: int
+    unacked: int
     queued: int
     detached: int
     taken: int
@@ -70,8 +74,11 @@ class RoleStats:
     partitions: list[PartitionStats]
     pauses: Counter[str]
     last_commit: float | None
+    commit_age: float
     idle: float  # seconds since anything was taken, started or settled
 
     @property
     def watermark_age(self) -> float:
-        return max((row.watermark_age for row in self.partitions), default=0.0)
+        """Of the partitions that nobody holds."""
+        flowing = [row for row in self.partitions if Pause.HELD not in row.pauses]
+        return max((row.watermark_age for row in flowing), default=0.0)

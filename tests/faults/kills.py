@@ -48,7 +48,7 @@ async def killed(stage: Stage) -> list[Finding]:
             await scene.finding(
                 "1",
                 f"kill -9 x {kills}, {count} jobs",
-                # A dead member is noticed after a session; a late call holds the watermark before the kill and after it.
+                # A dead member is noticed after a session; a late call holds the watermark before a kill and after.
                 idle_within=SESSION + REVOKE + 25,
                 notes=[f"calls open at the kills: {open_at_kills}"],
                 asked={

@@ -36,11 +36,13 @@ async def soaked(stage: Stage) -> list[Finding]:
             worker = dice.choice(crew)
             await scene.kill(worker)
             worker.start()
+            await scene.ready(worker)  # one that starts while the broker is down ends, and says so
 
         async def stopped() -> None:
             worker = dice.choice(crew)
             codes.extend(await scene.stopped(worker))
             worker.start()
+            await scene.ready(worker)
 
         async def restarted() -> None:
             await asyncio.to_thread(kafka.restart, clean=dice.random() < 0.5)

@@ -131,8 +131,8 @@ def one_outcome(
     redone = duplicates.raw - published_again
     if redone > disturbance.redo:
         breaches.append(f"{redone} duplicate records, {disturbance.redo} allowed by what the run was put through")
-    # Below a thousand jobs a kill one kill's allowance is more than 2%, and the share says nothing.
-    if jobs >= 1000 * max(1, disturbance.kills) and redone >= 0.02 * jobs:
+    # Below a thousand jobs one kill's allowance is more than 2%, and the share says nothing.
+    if jobs >= 1000 and redone >= 0.02 * jobs:
         breaches.append(f"{redone} duplicate records of {jobs} jobs, 2% or more")
     return breaches
 

@@ -134,10 +134,10 @@ def work(settings: dict[str, Any], turn: Turn) -> int:
         return runner, pool
 
     def mapped(*given: Any, **named: Any) -> TopicMap:
-        found = topic_map(*given, **named)
+        found: TopicMap = topic_map(*given, **named)
         return dataclasses.replace(found, groups={**found.groups, Role.JOBS: settings["group"]})
 
-    class Told(meter):  # type: ignore[misc]  # whichever the worker has
+    class Told(meter):  # type: ignore[misc, valid-type]  # whichever the worker has
         def settled(self, group: str, topic: str, count: int) -> None:
             super().settled(group, topic, count)
             turn.done(count)

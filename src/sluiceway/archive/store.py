@@ -18,20 +18,21 @@ import hashlib
 import itertools
 import os
 import sqlite3
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from sluiceway.archive.tables import Stage, next_run, opened
-from sluiceway.core.call import Call, FinishReason, Reply, TokenLogprob, Usage
+from sluiceway.archive.reply import decode_reply, encode_reply
+from sluiceway.archive.tables import FORMER, Stage, next_run, opened
+from sluiceway.core.call import Call, Reply
 from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug, InputError
 from sluiceway.core.job import Job
 
 _SLOTS = 256
+_REMEMBERED = 4096  # calls under way whose keys are kept
 _CALLS = (("calls", "started"), ("inputs", "at"))  # what is forgotten first where the file is too large
 
 
@@ -72,6 +73,7 @@ class Store:
         self._told = False  # somebody has had the fault
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
         self._unwritten: dict[bytes, bytes | None] = {}  # replies
+        self._keys: dict[int, tuple[Call, bytes]] = {}
         self._written = 0
         lock = _locked(directory)
         if lock is None:
@@ -88,6 +90,8 @@ class Store:
                 )
                 self.lost = tuple(LostCall(*row) for row in lost)
                 db.execute("UPDATE calls SET ended = 1 WHERE ended = 0 AND run < ?", (self.run,))
+                former = db.execute("SELECT 1 FROM calls WHERE key < ? LIMIT 1", (FORMER + b"\xff" * 16,))
+                self._former = former.fetchone() is not None
             self._closing = closing.pop_all()
         self._numbers: Iterator[int] = itertools.count(last + 1)
 
@@ -95,16 +99,19 @@ class Store:
 
     def reply(self, job: Job, call: Call) -> Reply | None:
         """The reply that this very call got before, None where none is held."""
-        key = _key(job, call)
+        key = self._key(job, call)
         held = self._unwritten.get(key)
         if held is None:
             row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (key,)).fetchone()
+            if row is None and self._former:
+                former = FORMER + key[len(FORMER) :]
+                row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (former,)).fetchone()
             held = None if row is None else row[0]
-        return None if held is None else _decode(held)
+        return None if held is None else decode_reply(held)
 
     def started(self, job: Job, call: Call) -> None:
         """Notes, before it is made, that a call is made. Written by the next `flush`."""
-        values = (_key(job, call), _job(job), job.id, job.task, call.model.name, call.draw, self.now(), self.run)
+        values = (self._key(job, call), _job(job), job.id, job.task, call.model.name, call.draw, self.now(), self.run)
         self._pending.append(
             (
                 "INSERT INTO calls (key, job, job_id, task, model, draw, started, run) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -115,10 +122,22 @@ class Store:
 
     def ended(self, job: Job, call: Call, reply: Reply | None) -> None:
         """Notes that it came back; a reply is kept for a restart unless its data may not be."""
-        kept = _encode(reply) if reply is not None and call.clearance <= self._bounds.clearance else None
-        key = _key(job, call)
+        kept = encode_reply(reply) if reply is not None and call.clearance <= self._bounds.clearance else None
+        key = self._key(job, call)
+        del self._keys[id(call)]
         self._unwritten[key] = kept
         self._pending.append(("UPDATE calls SET reply = ?, ended = 1 WHERE key = ?", (kept, key)))
+
+    def _key(self, job: Job, call: Call) -> bytes:
+        """The call's key: made once for all that is noted of it."""
+        known = self._keys.get(id(call))
+        if known is not None and known[0] is call:
+            return known[1]
+        if len(self._keys) >= _REMEMBERED:  # calls that were cancelled
+            self._keys.clear()
+        key = _key(job, call)
+        self._keys[id(call)] = call, key
+        return key
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
@@ -325,10 +344,13 @@ def _job(job: Job) -> bytes:
 
 
 def _key(job: Job, call: Call) -> bytes:
-    """Of the same record's same call: a copy published again, or a record of a topic made anew, is another call."""
+    """Of the same record's same call: a copy published again, or a record of a topic made anew, is another call.
+
+    Calls of neighbouring records are neighbours in the file, so that what is written at a time lies on few pages.
+    """
     request, model = call.request, call.model
-    asked = (model.name, model.model, *(endpoint.base_url for endpoint in model.endpoints))
-    return _digest(
+    asked = (model.name, model.model, *[endpoint.base_url for endpoint in model.endpoints])
+    return _order(job.origin) + _digest(
         job.origin,
         repr(job.published_at),
         *asked,
@@ -344,39 +366,8 @@ def _key(job: Job, call: Call) -> bytes:
     )
 
 
-def _encode(reply: Reply) -> bytes:
-    logprobs = [
-        (token.token.hex(), token.logprob, [(other.hex(), logprob) for other, logprob in token.top])
-        for token in reply.logprobs
-    ]
-    return orjson.dumps(
-        {
-            "text": reply.text,
-            "usage": reply.usage,
-            "finish": reply.finish,
-            "logprobs": logprobs,
-            "distribution": reply.distribution,
-            "model_served": reply.model_served,
-            "response_id": reply.response_id,
-            "endpoint": reply.endpoint,
-            "seconds": reply.seconds,
-        }
-    )
-
-
-def _decode(value: bytes) -> Reply:
-    tree = orjson.loads(value)
-    return Reply(
-        text=tree["text"],
-        usage=Usage(**tree["usage"]),
-        finish=FinishReason(tree["finish"]),
-        logprobs=tuple(
-            TokenLogprob(bytes.fromhex(token), logprob, tuple((bytes.fromhex(other), p) for other, p in top))
-            for token, logprob, top in tree["logprobs"]
-        ),
-        distribution=tree["distribution"],
-        model_served=tree["model_served"],
-        response_id=tree["response_id"],
-        endpoint=tree["endpoint"],
-        seconds=tree["seconds"],
-    )
+def _order(origin: str) -> bytes:
+    """Bytes that rise with the offset within one partition, or with the row within one file."""
+    place, _, number = origin.rpartition("/")
+    offset = int(number) if number.isdecimal() and len(number) < 19 else 0
+    return zlib.crc32(place.encode("utf-8", "surrogatepass")).to_bytes(4, "big") + offset.to_bytes(8, "big")

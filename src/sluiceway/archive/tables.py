@@ -14,11 +14,13 @@ from pathlib import Path
 
 from sluiceway.core.errors import InputError
 
-FORMAT = 2
-_UPGRADED = (0, 1)  # 0: a new file; 1 had a table of published origins that nothing wrote to
+FORMAT = 3
+FORMER = bytes(12)
+"""What the keys of former calls begin with, where those of format 3 say their place among the calls."""
 
-# Whole or not at all: a process that dies here leaves the file as it was.
-_UPGRADE = """
+# Whole or not at all: a process that dies here leaves the file as it was. Format 0 is a new file; 1 had a table of
+# published origins that nothing wrote to; the keys of 2 said nothing of a call's place.
+_TO_2 = """
 BEGIN IMMEDIATE;
 DROP TABLE IF EXISTS published;
 CREATE TABLE IF NOT EXISTS calls (
@@ -40,6 +42,13 @@ CREATE TABLE deaths (
 PRAGMA user_version = 2;
 COMMIT;
 """
+_TO_3 = f"""
+BEGIN IMMEDIATE;
+UPDATE calls SET key = CAST(x'{FORMER.hex()}' || key AS BLOB);
+PRAGMA user_version = 3;
+COMMIT;
+"""  # noqa: S608  a constant of ours
+_UPGRADES = {0: (_TO_2, _TO_3), 1: (_TO_2, _TO_3), 2: (_TO_3,), FORMAT: ()}
 # What says something of the machine, and nothing of what is in the file.
 _MACHINE = (
     sqlite3.SQLITE_FULL,
@@ -71,9 +80,9 @@ def opened(file: Path) -> sqlite3.Connection:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             (found,) = db.execute("PRAGMA user_version").fetchone()
-            if found in _UPGRADED:
-                db.executescript(_UPGRADE)
-            if found in (*_UPGRADED, FORMAT):
+            if found in _UPGRADES:
+                for script in _UPGRADES[found]:
+                    db.executescript(script)
                 usable = True
                 return db
         except sqlite3.DatabaseError as error:

@@ -18,6 +18,8 @@ from tests.support.roles import until
 from tests.support.topics import Address, create_topics
 
 from sluiceway.clock import WallClock
+from sluiceway.core.control import Spend
+from sluiceway.core.ledger import DayBudget
 from sluiceway.kafka.control import Control
 from sluiceway.kafka.embedded import SETTINGS
 from sluiceway.kafka.security import read_connection
@@ -126,6 +128,58 @@ async def test_workers_come_leave_and_are_killed_and_the_sum_stays_within_the_li
                 assert two.returncode == 0
                 assert part(two) == "0.0"
     assert server.most_over() <= LATE * RATE
+
+
+async def test_a_days_budget_is_spent_by_several_workers_and_never_passed(any_kafka: Address, prefix: str) -> None:
+    """Two spend it as fast as they can, one comes later, one of them dies: all but a few calls' worth, and no more."""
+    topic = f"{prefix}control"
+    await create_topics(any_kafka, {topic: 1}, {"cleanup.policy": "compact"})
+    clock, call = WallClock(), 10
+    opened: list[tuple[Control, Shares, DayBudget]] = []
+
+    async def worker() -> DayBudget:
+        control = Control(read_connection(str(any_kafka), settings(any_kafka)), topic)
+        await control.start()
+        budget = DayBudget(10_000)
+        shares = Shares(control, worker_name("w"), [], lambda _: None, clock.now, budgets={"t": budget}, seconds=3.0)
+        opened.append((control, shares, budget))
+        assert budget.left(clock.now()) == 0  # nothing before it is granted
+        await shares.start()
+        return budget
+
+    def spent() -> int:
+        return sum([budget.spent for _, _, budget in opened])
+
+    async def spend(budget: DayBudget, most: int) -> None:
+        """Until `most` is spent by all together, or nothing is left for anybody else."""
+        while spent() < most:
+            if call <= budget.left(clock.now()):
+                budget.reserve(call)
+                budget.settle(call, call, clock.now())
+            await asyncio.sleep(0.001)
+
+    try:
+        first, second = await worker(), await worker()
+        assert first.left(clock.now()) >= 2_000
+        assert second.left(clock.now()) == 5_000
+        async with asyncio.timeout(60):
+            await asyncio.gather(spend(first, 5_000), spend(second, 5_000))
+        third = await worker()
+        assert third.left(clock.now()) > 0
+        control, dead, _ = opened[1]
+        assert dead._task is not None
+        dead._task.cancel()  # no more heartbeats, and no last word
+        written = [record for key, record in control.values("spend").items() if key == dead._spend_key]
+        assert isinstance(written[0], Spend)
+        unwritten = second.spent - written[0].tasks["t"].committed
+        async with asyncio.timeout(90):
+            await asyncio.gather(spend(first, 10_000 - 3 * call), spend(third, 10_000 - 3 * call))
+        assert spent() <= 10_000 + unwritten
+        assert first.left(clock.now()) + third.left(clock.now()) <= 10_000 - spent() + unwritten
+    finally:
+        for control, shares, _ in opened:
+            assert await shares.stop(10.0)
+            assert await control.stop(5.0)
 
 
 async def test_who_is_cut_off_from_the_cluster_has_no_part_when_its_lease_is_over_and_gets_it_back(

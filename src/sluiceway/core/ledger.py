@@ -50,24 +50,37 @@ def from_usd(amount: Decimal) -> int:
 class DayBudget:
     """One task's budget for a day: what is spent, and what calls in flight may yet cost.
 
-    A new day begins at midnight of `zone`. The bound is kept by reserving a call's worst cost before it is made.
+    A new day begins at midnight of `zone`. The bound is kept by reserving a call's worst cost before it is made. Where
+    the budget is shared (core/claim.py), `granted` of it is ours today, and `opening` of each new day at first.
     """
 
     limit: int  # pico-dollars
     zone: tzinfo = UTC
     spent: int = 0
     reserved: int = 0
+    granted: int | None = None
+    opening: int = 0
     _ends: float = 0.0  # the next midnight
+    _day: str = ""
 
     def _turn(self, now: float) -> None:
         if now >= self._ends:
             tomorrow = datetime.fromtimestamp(now, self.zone).date() + timedelta(days=1)
             self._ends = datetime(tomorrow.year, tomorrow.month, tomorrow.day, tzinfo=self.zone).timestamp()
+            self._day = (tomorrow - timedelta(days=1)).isoformat()
             self.spent = 0
+            if self.granted is not None:
+                self.granted = self.opening
+
+    def day(self, now: float) -> str:
+        """The day that money is counted for, as `2026-01-31`."""
+        self._turn(now)
+        return self._day
 
     def left(self, now: float) -> int:
         self._turn(now)
-        return self.limit - self.spent - self.reserved
+        bound = self.limit if self.granted is None else min(self.limit, self.granted)
+        return bound - self.spent - self.reserved
 
     def reserve(self, worst: int) -> None:
         self.reserved += worst

@@ -134,6 +134,10 @@ class Share:
         """All whose leases run, this one included."""
         return tuple(sorted({self.worker, *self._others}))
 
+    def sharers(self, limit: str) -> tuple[str, ...]:
+        """The other workers that draw on that limit and whose leases run."""
+        return tuple(sorted(name for name, other in self._others.items() if limit in other.lease.uses))
+
     def part(self, limit: str, now: float) -> float:
         """Our part of that limit, 0.0 to 1.0; nothing of one that we do not use."""
         if limit not in self._uses or not self.lives(now):

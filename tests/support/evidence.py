@@ -149,13 +149,11 @@ def _outcome(record: Seen) -> Outcome:
 
 def _died_at(record: Seen, topic: str) -> Place | None:
     """Where a dead letter's job came from: the record it was, or, for one of ours, what its trail began with."""
-    try:
-        trail = json.loads(record.value or b"null")["trail"]
-        began = origin(trail["origin"])
-    except (ValueError, TypeError, KeyError):
-        began = None
-    if began is not None and topic.startswith(INTERNAL):
-        return began
+    if topic.startswith(INTERNAL):
+        try:
+            return origin(json.loads(record.value or b"null")["trail"]["origin"])
+        except (ValueError, TypeError, KeyError):
+            pass  # a forged one: it came from nowhere else
     partition, offset = record.header("__dlq.errors.partition"), record.header("__dlq.errors.offset")
     return Place(topic, int(partition or -1), int(offset or -1))
 

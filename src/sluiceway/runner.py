@@ -6,7 +6,7 @@ It keeps what cascades share (the policy in use, health, budgets, failed shares)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
@@ -63,6 +63,11 @@ class Runner:
         }
         self.spent = 0  # pico-dollars, in this process
         self.waiting: Counter[Role] = Counter()  # jobs that sleep by rule now: no work is held by them
+
+    @property
+    def days(self) -> Mapping[str, DayBudget]:
+        """The budgets of the day, by task; whoever shares them with other workers grants what may be spent here."""
+        return self._days
 
     async def run(self, job: Job, role: Role = Role.JOBS) -> Ending:
         """What this round of `job` comes to in `role`; its task must be one of the policy's."""

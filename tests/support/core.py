@@ -17,7 +17,8 @@ from sluiceway.core.cascade import Cascade, Conditions, Finish, Role, Wait, Woke
 from sluiceway.core.catalog import Api, Price
 from sluiceway.core.errors import InputError
 from sluiceway.core.job import Job
-from sluiceway.core.outcome import Escalation, Result, Review
+from sluiceway.core.leave import NEVER, Leaving
+from sluiceway.core.outcome import Ending, HandOver
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Offer, Policy
 from sluiceway.ports import Clock
@@ -141,7 +142,7 @@ Answers = Callable[[Call], Reply | Failure]
 class Climb:
     """What one cascade asked for, and the record it ended in."""
 
-    record: Result | Review | Escalation
+    record: Ending
     calls: list[Call] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
     ended: float = 0.0
@@ -157,7 +158,7 @@ def climb(
     answers: Answers,
     role: Role = Role.JOBS,
     *,
-    resumed: Escalation | None = None,
+    resumed: HandOver | None = None,
     coin: float = 0.5,
     now: float = 1000.0,
     conditions: Conditions = CALM,
@@ -214,18 +215,29 @@ class Counter:
     """A meter that keeps what it was told."""
 
     def __init__(self) -> None:
-        self.records: list[tuple[Result | Review | Escalation, int]] = []
+        self.records: list[tuple[Ending, int]] = []
 
-    def finished(self, record: Result | Review | Escalation, *, known: int) -> None:
+    def finished(self, record: Ending, *, known: int) -> None:
         self.records.append((record, known))
 
 
 def runner(
-    policy: Policy, models: Scripted, clock: Clock | None = None, language: Callable[[str], str] | None = None
+    policy: Policy,
+    models: Scripted,
+    clock: Clock | None = None,
+    language: Callable[[str], str] | None = None,
+    leaving: Leaving = NEVER,
 ) -> tuple[Runner, Counter]:
     meter = Counter()
     clock = clock or models.clock or HandClock()
     made = Runner(
-        policy, models, clock=clock, tokens=Letters(), meter=meter, secret=b"a secret of sixteen", language=language
+        policy,
+        models,
+        clock=clock,
+        tokens=Letters(),
+        meter=meter,
+        secret=b"a secret of sixteen",
+        language=language,
+        leaving=leaving,
     )
     return made, meter

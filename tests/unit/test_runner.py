@@ -9,9 +9,11 @@ from tests.support.core import USAGE, HandClock, Scripted, down, job, policy, re
 
 from sluiceway.core import outcome as outcomes
 from sluiceway.core.call import Call, Failure, FailureKind, Reply
+from sluiceway.core.cascade import Role
 from sluiceway.core.coin import Purpose, coin
 from sluiceway.core.errors import Bug, InputError
-from sluiceway.core.outcome import Escalation, RefusalReason, Result, Review, ReviewReason
+from sluiceway.core.leave import Leaving
+from sluiceway.core.outcome import Escalation, RefusalReason, Result, Retry, Review, ReviewReason
 from sluiceway.core.trail import EscalationReason
 
 
@@ -189,3 +191,64 @@ async def test_a_sampled_result_names_its_propensity() -> None:
     assert chosen == [isinstance(record, Result) and record.sampled is not None for record in again]
     assert 5 < sum(chosen) < 35
     assert all(record.sampled.propensity == 0.5 for record in records if isinstance(record, Result) and record.sampled)
+
+
+class HeldClock(HandClock):
+    """Whoever sleeps does so until it is told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asleep, self.woken = asyncio.Event(), asyncio.Event()
+
+    async def sleep_until(self, time: float) -> None:
+        self.asleep.set()
+        await self.woken.wait()
+        await super().sleep_until(time)
+
+
+async def test_few_jobs_sleep_in_their_worker_and_the_crowd_leaves() -> None:
+    """The crowd is counted role by role, and those that sleep are known for what they are: they hold up no work."""
+    clock = HeldClock()
+    busy, told = down(FailureKind.OVERLOADED, "http_429", retry_after=30.0), 0
+
+    def answer(_call: Call) -> Reply | Failure:
+        nonlocal told
+        told += 1
+        return reply(p=None) if clock.woken.is_set() else busy
+
+    made, _ = runner(policy({"deadline": "10m"}), Scripted(answer), clock, leaving=Leaving((10.0, 60.0), crowd=5))
+    roles = [Role.JOBS] * 20 + [Role.ESCALATIONS] * 3
+    tasks = [asyncio.ensure_future(made.run(job(origin=f"o/{n}"), role)) for n, role in enumerate(roles)]
+    gone = [await task for task in tasks[5:20]]
+    assert {type(record) for record in gone} == {Retry}
+    assert {record.delay for record in gone if isinstance(record, Retry)} == {10.0}
+    assert made.waiting == {Role.JOBS: 5, Role.ESCALATIONS: 3}
+    assert told == 23
+    clock.woken.set()
+    assert not [record for record in await asyncio.gather(*tasks[:5], *tasks[20:]) if isinstance(record, Retry)]
+    assert set(made.waiting.values()) == {0}
+
+
+async def test_a_job_that_is_cancelled_in_its_sleep_waits_no_more() -> None:
+    """A worker that stops counts nobody on."""
+    clock = HeldClock()
+    made, _ = runner(policy(), Scripted(lambda _call: down()), clock)
+    task = asyncio.ensure_future(made.run(job()))
+    await clock.asleep.wait()
+    assert made.waiting[Role.JOBS] == 1
+    task.cancel()
+    await asyncio.wait([task])
+    assert made.waiting[Role.JOBS] == 0
+
+
+async def test_a_job_that_comes_back_is_no_new_job_of_the_minute() -> None:
+    """An outage of an hour must not let more jobs past `failed_share` than came."""
+    busy = down(FailureKind.OVERLOADED, "http_429", retry_after=90.0)
+    patient = policy({"deadline": "10m", "on_failure": "wait"})
+    made, meter = runner(patient, Scripted(lambda _call: busy), leaving=Leaving((60.0,), 5))
+    record = await made.run(job())
+    for _ in range(3):
+        assert isinstance(record, Retry)
+        record = await made.resume(record)
+    assert len(made._shares["triage"]._jobs) == 1
+    assert meter.records[-1][1] > 0, "its earlier attempts are known"

@@ -105,6 +105,29 @@ def test_it_may_leave_again_and_again() -> None:
     assert isinstance(back(THREE, retry, cheap=reply()).record, Result)
 
 
+def test_it_goes_on_at_the_endpoint_and_the_try_that_it_left_at() -> None:
+    """What an endpoint was given up for stays so, and its tries are not counted anew."""
+    two = [{"base_url": "https://a.test"}, {"base_url": "https://b.test"}]
+    models = {**MODELS, "mid": {**MID, "endpoints": two}}
+    task = {"ladder": ["mid", "frontier"], "retries": {"tries": 2}, "deadline": "10m"}
+    slept = climb(plan(task, models), job(), lambda _call: busy(60.0))
+    tried = [(call.model.name, call.endpoint) for call in slept.calls]
+    assert tried == [("mid", 0), ("mid", 0), ("mid", 1), ("mid", 1)]
+    retry = left(plan(task, models), busy(60.0))
+    first = back(plan(task, models), retry, mid=busy(60.0))
+    assert [call.endpoint for call in first.calls] == [0, 1, 1], "its second try, then the other endpoint"
+    cascade = Cascade(plan(task, models), job(), Role.JOBS, lambda _purpose: 0.5, retry)
+    now, ask = 1070.0, cascade.start(1070.0, CALM)
+    while isinstance(ask, Call):
+        now += 1.0
+        ask = cascade.receive(busy(60.0), now, CALM)
+    gone = cascade.receive(Left(60.0), now, CALM)
+    assert isinstance(gone, Finish)
+    assert isinstance(gone.record, Retry)
+    assert (gone.record.endpoint, gone.record.tries) == (1, 1)
+    assert [call.endpoint for call in back(plan(task, models), gone.record, mid=busy(60.0)).calls] == [1]
+
+
 def test_an_escalated_job_comes_back_to_the_reference() -> None:
     """The reason it was escalated for goes along."""
     first = climb(THREE, job(), lambda _call: reply(p=0.1)).record

@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from sluiceway.archive import journal
-from sluiceway.core import cascade, commits, ledger, offsets, queue, retrybudget, stream
+from sluiceway.archive import flight, journal
+from sluiceway.core import cascade, commits, ledger, offsets, queue, record, retrybudget, stream
 from sluiceway.kafka import committer, consumer, fetch, jobs, publish
 from sluiceway.models import pool
 
@@ -32,16 +32,19 @@ def _slipped(owner: Any, name: str, old: str, new: str) -> Any:
     """The function with `old` replaced by `new`. Raises LookupError where `old` does not stand there."""
     found = inspect.getattr_static(owner, name)
     function = found.fget if isinstance(found, property) else found
-    source = textwrap.dedent(inspect.getsource(function))
+    # Where a function has two slips, the second is made in the text that the first has left.
+    source = getattr(function, "planted", None) or textwrap.dedent(inspect.getsource(function))
     if old not in source:
         raise LookupError(f"{owner.__name__}.{name} holds no {old!r} any more: plant this defect anew")
     if isinstance(found, property):
         source = source.removeprefix("@property\n")
     module: ModuleType = sys.modules[function.__module__]
     made: dict[str, Any] = {}
-    code = compile(source.replace(old, new), f"<planted in {name}>", "exec", __future__.annotations.compiler_flag)
+    source = source.replace(old, new)
+    code = compile(source, f"<planted in {name}>", "exec", __future__.annotations.compiler_flag)
     exec(code, module.__dict__, made)  # noqa: S102  our own source, changed in one place
     slipped = made[name]
+    slipped.planted = source
     return property(slipped) if isinstance(found, property) else slipped
 
 
@@ -49,7 +52,11 @@ def _slipped(owner: Any, name: str, old: str, new: str) -> Any:
 def _planted(*slips: Slip) -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, old, new in slips:
-            stack.enter_context(mock.patch.object(owner, name, _slipped(owner, name, old, new)))
+            found, slipped = inspect.getattr_static(owner, name), _slipped(owner, name, old, new)
+            stack.enter_context(mock.patch.object(owner, name, slipped))
+            # The cascade's table holds functions, not their names.
+            held = {key: slipped for key, step in cascade.TABLE.items() if step is found}
+            stack.enter_context(mock.patch.dict(cascade.TABLE, held))
         yield
 
 
@@ -74,6 +81,13 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (_C, "_commit", "encode_finished(offset, held.ledger.finished(), self.metadata_chars)", '("", 0)')
     ),
     "map_of_another_commit": _plant((_C, "_commit", "offset = held.ledger.watermark", "offset = held.ledger.position")),
+    "map_keeps_one_range": _plant((commits, "encode_finished", "ranges[:kept])", "ranges[:1])")),
+    "map_forgets_what_it_was_given": _plant((_L, "finished", "if self._skip_to > 0 else []", "if False else []")),
+    "map_not_read": _plant((_S, "assign", "decode_finished(start, metadata)", "()")),
+    "skips_a_finished_range_only_once": _plant((_L, "take", "while 0 <= self._skip_to <= offset:", "while False:")),
+    "commit_without_what_was_settled_last": _plant(
+        (_C, "due", "one.changes != one.committed_changes", "one.changes > one.committed_changes + 1")
+    ),
     # Epochs.
     "epoch_ignored_by_fetch": _plant((_S, "fetched", "held.epoch != epoch or ", "")),
     "fetched_under_an_old_epoch": _plant(  # found by these worlds in September's fetch loop
@@ -91,6 +105,12 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (consumer.RoleConsumer, "_revoked", "self._stream.revoke(held)", "pass"),
     ),
     "started_twice_without_join": _plant((_J, "start", "if self._detached:", "if False:")),
+    "drained_for_nobody": _plant(
+        (consumer.RoleConsumer, "_revoked", "begin + self.settings.revoke_budget * 0.7", "begin + 0.2")
+    ),
+    "order_forgotten_at_a_revoke": _plant(
+        (_J, "part", "self._settings.limits.order is not Order.NONE and task is not None", "False")
+    ),
     # Flow.
     "span_ignored": _plant(
         (_S, "wanted", "self.limits.span - held.ledger.span", "self.limits.span"),
@@ -108,6 +128,13 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "key_ignored": _plant((_Q, "push", "if self._by_key and key is not None:", "if False:")),
     "line_never_moves": _plant((_Q, "settled", "self._fresh.append(line.popleft())", "line.popleft()")),
     "seek_one_too_far": _plant((consumer.RoleConsumer, "_open", "opening.offset)", "opening.offset + 1)")),
+    "flood_never_holds": _plant((_S, "settle", "if held.flood.settled(dead) and", "if False and")),
+    "held_partition_starts": _plant((_S, "_start_many", "if not held.reasons and", "if")),
+    "hold_forgotten_by_the_next_owner": _plant(
+        (consumer.RoleConsumer, "_open", "if opening.partition in held:", "if False:")
+    ),
+    "retry_without_its_delay": _plant((_S, "fetched", "job.due = now + min(", "job.due = now + 0.5 * min(")),
+    "next_retry_not_waited_for": _plant((_J, "_wait_for_the_next", "self._loop.call_at(due, self._sweep)", "None")),
     # Publish, settle, commit.
     "settled_before_the_ack": _plant(
         (
@@ -126,10 +153,27 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (committer.Committer, "_commit", "if outcome is Committed.DONE:", "if True:")
     ),
     "commit_never_made_again": _plant((_C, "failed", "self._under_way = False", "pass")),
+    "published_twice": _plant(
+        (
+            _P,
+            "submit",
+            "waiting.append(Entry(",
+            "waiting.append(Entry(outgoing, lambda *_: None, ticket, size, 0.0))\n"
+            "    self._unacked += 1\n    waiting.append(Entry(",
+        )
+    ),
+    "batch_of_a_replaced_producer_forgotten": _plant((_P, "_replace_producer", "if not entry.done]", "if entry.done]")),
+    "published_and_forgotten": _plant(
+        (flight.StoreFlight, "was_published", "return bool(self._published) and", "return False and")
+    ),
+    "memory_covered_by_an_earlier_commit": _plant(
+        (flight.StoreFlight, "cover", "uncovered[0][0] > mark", "False"),
+        (flight.StoreFlight, "cover", "uncovered[0][0] <= mark", "True"),
+    ),
     "oversize_settles_unpublished": _plant((_J, "_acked", "if result is None:", "if True:")),
     # Work, runner, cascade.
     "dead_letter_not_published": _plant(
-        (work.Desk, "_job", "return self._dead(record, Role.JOBS, error, task)", "return None")
+        (work.Desk, "_job", "return self._dead(record, Role.JOBS, error, about)", "return None")
     ),
     "escalation_not_published": _plant(
         (
@@ -148,6 +192,30 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
             "self._deadline += 60.0\n    if self._now >= self._deadline:",
         )
     ),
+    "deadline_begins_anew_at_each_take": _plant(
+        (
+            cascade.Cascade,
+            "_begin",
+            "plan.task.deadline if self._resumed is None else self._resumed.trail.remaining",
+            "plan.task.deadline",
+        )
+    ),
+    "wrong_round": _plant((record.Recorder, "_common", '"round": job.round', '"round": 0')),
+    "wrong_reason_of_an_escalation": _plant(
+        (cascade.Cascade, "_judged", "verdict.reason or EscalationReason.MALFORMED", "EscalationReason.MALFORMED")
+    ),
+    "wrong_reason_of_a_dead_letter": _plant(
+        (work.Desk, "_dead", "DeadLetterReason(error.reason) if", "DeadLetterReason.INVALID if")
+    ),
+    "cost_of_a_bad_reply_lost": _plant(
+        (
+            record.Recorder,
+            "_attempt",
+            "self.spent += attempt.cost_picousd",
+            "self.spent += attempt.cost_picousd if verdict is VerdictKind.ACCEPT else 0",
+        )
+    ),
+    "spending_not_counted": _plant((runner.Runner, "_pay", "self.spent += actual", "pass")),
     "timeout_ignored": _plant((pool.Pool, "_timed", "asyncio.timeout(left)", "asyncio.timeout(None)")),
     "retry_budget_ignored": _plant(
         (retrybudget.RetryBudget, "wait", "self._balance = min(", "return 0.0\n    self._balance = min(")

@@ -128,6 +128,34 @@ def test_it_goes_on_at_the_endpoint_and_the_try_that_it_left_at() -> None:
     assert [call.endpoint for call in back(plan(task, models), gone.record, mid=busy(60.0)).calls] == [1]
 
 
+def test_votes_that_were_cast_count() -> None:
+    """The draws before the wait and those after it are one vote."""
+    gate = {"score": "votes", "threshold": 0.6, "votes": 3}
+    voting = plan({"gate": gate, "deadline": "10m"})
+    retry = left(voting, reply(label="login"), Reply("nonsense", reply().usage), busy(60.0))
+    done = back(voting, retry, cheap=reply(label="login"))
+    assert isinstance(done.record, Result)
+    assert [call.draw for call in done.calls] == [3]
+    assert done.record.score == pytest.approx(2 / 3)
+    assert done.record.answer == {"label": "login"}
+
+
+def test_a_local_classifier_is_asked_once_a_job() -> None:
+    """What it said of the text goes along."""
+    student = {"api": "local", "file": "student.skops", "tier": "local"}
+    gate = {"score": "local", "threshold": 0.5, "model": "student"}
+    judged = plan(
+        {"ladder": ["cheap", "mid", "frontier"], "gate": gate, "deadline": "10m"}, {**MODELS, "student": student}
+    )
+    said = Reply("", reply().usage, distribution={"billing": 0.1, "login": 0.9})
+    retry = left(judged, reply(), said, busy(60.0))
+    assert retry.distributions == {"student": {"billing": 0.1, "login": 0.9}}
+    done = back(judged, retry, mid=reply(label="login"))
+    assert isinstance(done.record, Result)
+    assert done.models == ["mid"]
+    assert done.record.score == 0.9
+
+
 def test_an_escalated_job_comes_back_to_the_reference() -> None:
     """The reason it was escalated for goes along."""
     first = climb(THREE, job(), lambda _call: reply(p=0.1)).record

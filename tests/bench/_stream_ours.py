@@ -125,7 +125,7 @@ def work(settings: dict[str, Any], turn: Turn) -> int:
     """The worker, its model swapped, its settled jobs told to the turn, under a group of its own."""
     endpoint = Recorded(recorded.read(settings["recording"]), turn, settings.get("delay", 0.0))
     module: Any = worker  # whose parts are changed by name
-    open_runner, topic_map, meter = module.open_runner, module.topic_map, module._KafkaMeter
+    open_runner, topic_map, meter = module.open_runner, module.topic_map, module.KafkaMeter
 
     def opened(*given: Any, **named: Any) -> tuple[Runner, Pool]:
         runner, pool = open_runner(*given, **named)
@@ -142,7 +142,7 @@ def work(settings: dict[str, Any], turn: Turn) -> int:
             super().settled(group, topic, count)
             turn.done(count)
 
-    module.open_runner, module.topic_map, module._KafkaMeter = opened, mapped, Told
+    module.open_runner, module.topic_map, module.KafkaMeter = opened, mapped, Told
     return worker.run(
         worker.WorkOptions(
             policy=Path(settings["policy"]),

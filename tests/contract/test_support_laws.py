@@ -226,6 +226,47 @@ def test_calls_of_jobs_that_wait_in_escalations_are_accounted() -> None:
     assert laws.money(run.outcomes, run.entries, RATES) != []
 
 
+def paid_dead_letter(number: int, entries: list[JournalEntry], told: int, total: int | None = None) -> Seen:
+    """A dead letter whose header holds the first `told` of the calls, and their whole cost beside it."""
+    kept = [[step["model"], "escalate", step["cost_picousd"], step["response_id"]] for step in map(attempt, entries)]
+    cost = sum(step[2] for step in kept) if total is None else total
+    letter = dead_letter(number, Place("jobs", 1, number), b"too large")
+    facts = (("sluiceway.trail", json.dumps(kept[:told]).encode()), ("sluiceway.cost_picousd", str(cost).encode()))
+    return replace(letter, headers=(*letter.headers, *facts))
+
+
+def test_a_dead_letters_calls_are_accounted_one_by_one_or_by_their_sum() -> None:
+    run, entries = Run(), [call(900, "cheap", "job-1"), call(901, "frontier", "job-1")]
+    run.entries += entries
+    for told in (2, 1, 0):
+        letter = read_outcomes([paid_dead_letter(900, entries, told)])
+        assert laws.money([*run.outcomes, *letter], run.entries, RATES) == []
+
+
+def test_a_dead_letter_that_hides_a_cost_or_invents_one_is_named() -> None:
+    run, entries = Run(), [call(900, "cheap", "job-1"), call(901, "frontier", "job-1")]
+    run.entries += entries
+    cost = attempt(entries[0])["cost_picousd"]
+    (hidden,) = laws.money(
+        [*run.outcomes, *read_outcomes([paid_dead_letter(900, entries, 1, cost)])], run.entries, RATES
+    )
+    assert "1 billed calls in no trail: frontier_901" in hidden
+    wrong = laws.money([*run.outcomes, *read_outcomes([paid_dead_letter(900, entries, 2, cost)])], run.entries, RATES)
+    assert "its cost is not the sum of its attempts" in wrong[0]
+    invented = [*entries, call(902, "cheap", "job-1")]
+    (unseen,) = laws.money([*run.outcomes, *read_outcomes([paid_dead_letter(900, invented, 3)])], run.entries, RATES)
+    assert unseen == "1 attempts that no fake has answered: cheap_902"
+
+
+def test_an_internal_records_dead_letter_keeps_its_trail_and_nobody_elses_is_believed() -> None:
+    run, entry = Run(), call(900, "cheap", "job-1")
+    run.entries.append(entry)
+    body = json.dumps({"trail": {"steps": [attempt(entry)]}}).encode()
+    for topic, holds in (("sluiceway.retries-jobs-60000", True), ("sluiceway.escalations", True), ("jobs", False)):
+        letter = read_outcomes([dead_letter(900, Place(topic, 0, 1), body)])
+        assert (laws.money([*run.outcomes, *letter], run.entries, RATES) == []) is holds
+
+
 def test_a_request_below_its_jobs_clearance_is_named_and_an_unknown_one_too() -> None:
     run = Run()
     clearance = {hashlib.sha256((job.job_id or "").encode()).hexdigest(): job.clearance for job in run.published}

@@ -37,11 +37,11 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """One attempt of a trail."""
+    """One attempt of a trail. `usage` is None where a dead letter's header tells of it: that keeps the cost alone."""
 
     model: str
     response_id: str
-    usage: Metered
+    usage: Metered | None
     cost_picousd: int
     failure: str | None
 
@@ -127,7 +127,10 @@ def _outcome(record: Seen) -> Outcome:
     if topic is not None:
         came_from = _died_at(record, topic)
         digest = hashlib.sha256(record.value or b"").hexdigest()
-        return Outcome("dead_letter", place, came_from, None, answer=f"{record.header('sluiceway.reason')} {digest}")
+        tries = _kept_tries(record, topic)
+        cost = int(record.header("sluiceway.cost_picousd") or sum(attempt.cost_picousd for attempt in tries))
+        answer = f"{record.header('sluiceway.reason')} {digest}"
+        return Outcome("dead_letter", place, came_from, None, cost_picousd=cost, tries=tries, answer=answer)
     body = json.loads(record.value or b"null")
     kinds: dict[str, Literal["result", "review"]] = {"sluiceway.result/1": "result", "sluiceway.review/1": "review"}
     kind = kinds.get(str(body.get("schema"))) if isinstance(body, dict) else None
@@ -158,6 +161,19 @@ def _died_at(record: Seen, topic: str) -> Place | None:
     return Place(topic, int(partition or -1), int(offset or -1))
 
 
+def _kept_tries(record: Seen, topic: str) -> tuple[Try, ...]:
+    """The attempts that a dead letter tells of, or else those of the internal record that died."""
+    kept = record.header("sluiceway.trail")
+    if kept is not None:
+        return tuple(Try(model, response, None, cost, None) for model, _verdict, cost, response in json.loads(kept))
+    if "escalations" not in topic and "retries-" not in topic:  # nobody's trail is believed elsewhere
+        return ()
+    try:
+        return read_tries(json.loads(record.value or b"")["trail"])
+    except (ValueError, TypeError, KeyError):
+        return ()
+
+
 def read_tries(trail: Mapping[str, Any]) -> tuple[Try, ...]:
     """The attempts of a trail, in order."""
     return tuple(
@@ -174,7 +190,7 @@ def read_tries(trail: Mapping[str, Any]) -> tuple[Try, ...]:
 
 
 def settled(records: Iterable[Seen]) -> frozenset[Place]:
-    """The places of jobs whose one outgoing record is among these (results, reviews, dead letters, escalations)."""
+    """The places of jobs whose one outgoing record is among these (outcomes, escalations, retries)."""
     places: set[Place | None] = set()
     for record in records:
         topic = record.header("__dlq.errors.topic")

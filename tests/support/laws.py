@@ -189,9 +189,10 @@ def money(
 ) -> list[str]:
     """L6. Ledger = metered tokens x price, and each billed call stands in exactly one trail or among the lost.
 
-    `rates` by wire name; `waiting` are trails not yet at their end (escalations); `lost` is the worker's own list of
-    response ids that no trail holds. Without such a list unaccounted calls up to `lost_allowed` (what was in flight at
-    kills and timeouts) pass.
+    `rates` by wire name; `waiting` are trails not yet at their end (escalations, retries); `lost` is the worker's own
+    list of response ids that no trail holds. Without such a list unaccounted calls up to `lost_allowed` (what was in
+    flight at kills and timeouts) pass. A dead letter tells of its calls in headers: of as many as these may hold, and
+    of what all of them cost.
     """
     known = list(outcomes)
     # A call of a model without a price here is another one's business (a local classifier).
@@ -202,23 +203,29 @@ def money(
     }
     owners: dict[str, set[object]] = defaultdict(set)
     wrong, unseen = [], []
+    untold = 0  # pico-dollars of attempts that did not fit a dead letter's header
     for outcome in (*known, *waiting):
-        if outcome.cost_picousd != sum(attempt.cost_picousd for attempt in outcome.tries):
+        rest = outcome.cost_picousd - sum(attempt.cost_picousd for attempt in outcome.tries)
+        if rest and (rest < 0 or outcome.kind != "dead_letter"):
             wrong.append(f"{outcome.place} (its cost is not the sum of its attempts)")
+        untold += rest
         for attempt in outcome.tries:
             if not attempt.response_id:
                 continue
-            owners[attempt.response_id].add((outcome.job_id, outcome.round))
+            # A dead letter does not say whose it is: what was escalated first is told of twice.
+            owners[attempt.response_id] |= {(outcome.job_id, outcome.round)} if outcome.kind != "dead_letter" else set()
             if attempt.response_id not in billed:
                 unseen.append(attempt.response_id)
                 continue
             rate, metered = billed[attempt.response_id]
-            if attempt.usage != metered:
+            if attempt.usage is not None and attempt.usage != metered:
                 wrong.append(f"{attempt.response_id} (tokens differ from the meter)")
             elif attempt.cost_picousd != rate.cost(metered):
                 wrong.append(f"{attempt.response_id} ({attempt.cost_picousd}, metered {rate.cost(metered)})")
     shared = [response for response, jobs in owners.items() if len(jobs) > 1]
     unaccounted = [response for response in billed if response not in owners and response not in lost]
+    if untold and untold == sum(billed[response][0].cost(billed[response][1]) for response in unaccounted):
+        unaccounted = []
     breaches = (
         _some("costs that are not metered tokens x price", wrong)
         + _some("attempts that no fake has answered", unseen)

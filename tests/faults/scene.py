@@ -134,8 +134,8 @@ class Scene:
         return await self.rig.ready(*workers, within=within)
 
     async def kill(self, worker: Child) -> None:
-        self.killed_at.append(time.time())
         await asyncio.to_thread(worker.kill)
+        self.killed_at.append(time.time())
 
     async def stopped(self, *workers: Child, within: float = 35.0) -> list[int]:
         """The exit codes of these (none named: all that run) after a SIGTERM to each, once it can take one."""

@@ -40,8 +40,6 @@ async def too_large(stage: Stage) -> list[Finding]:
         late = await scene.caught_up(180)
         codes = await scene.stopped(*crew)
         places = {job.place: job.job_id for job in scene.published}
-        # A dead letter's trail is a short one: it names no response, so the calls of these jobs stand in none.
-        scene.lost_calls += 2 * len(wanted)
         dead = [places.get(outcome.origin) for outcome in scene.outcomes() if outcome.kind == "dead_letter"]  # type: ignore[arg-type]  # None is no place
         reasons = {record.header("sluiceway.reason") for record in scene.rig.out[DEAD_LETTERS]}
         return [

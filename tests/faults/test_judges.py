@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from tests.faults.clocks import negative_durations
 from tests.faults.finding import Finding, table
 from tests.faults.orders import overlapping
+from tests.faults.planted import POINTS
 from tests.faults.scene import Scene
 from tests.faults.watch import Look, Watch
 from tests.support.evidence import Place, Published, read_outcomes
@@ -78,6 +80,14 @@ def test_calls_of_one_key_that_overlap_are_found(tmp_path: Path, second: float, 
     assert (len(found), unknown) == (overlaps, 0)
     found, unknown = overlapping(cast(Scene, SimpleNamespace(cheap=cheap)), {"a": b"k"})
     assert unknown == 2
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_each_point_of_a_jobs_way_is_still_there(point: str) -> None:
+    """A plant in a function that has gone would kill nobody, and its row would hold."""
+    module, path, _ = POINTS[point]
+    owner, name = path.split(".")
+    assert callable(getattr(getattr(importlib.import_module(module), owner), name))
 
 
 def test_a_dead_letter_of_an_escalation_is_that_of_its_job() -> None:

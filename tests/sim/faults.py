@@ -6,6 +6,8 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
+import orjson
+
 from sluiceway.core.flood import Flood
 from tests.sim.models import Moods
 from tests.support.evidence import Published
@@ -158,6 +160,22 @@ def burst(world: World, dice: Random) -> None:
     world.published.extend(Published(None, place) for place in places)
 
 
+def crasher(world: World, dice: Random) -> None:
+    """A job that every process dies of which calls a model for it. Without a store nobody would ever know."""
+    if not world.setup.state or dice.random() < 0.5:
+        kill(world, dice)
+        return
+    world.note("job_crash")
+    world.ends += 60.0  # it takes eight deaths
+    number = len(world.jobs)
+    job_id = f"crash{number}"
+    world.jobs[job_id] = f"ticket CRASH {number} of world {world.seed}"
+    value = orjson.dumps({"id": job_id, "task": "triage", "input": world.jobs[job_id]})
+    place = world.broker.append(world.topics.jobs[0], dice.randrange(4), job_id.encode(), value, (), world.wall())
+    world.bad[place] = "crashes"
+    world.published.append(Published(job_id, place))
+
+
 FAULTS: dict[str, Fault] = {
     "kill": kill,
     "kill_all": kill_all,
@@ -188,4 +206,5 @@ FAULTS: dict[str, Fault] = {
     "model_uncertain": _mood(uncertain=0.9),
     "copies": copies,
     "burst": burst,
+    "crasher": crasher,
 }

@@ -75,6 +75,9 @@ def _job(world: World, dice: Random, number: int) -> tuple[str, bytes | None]:
         world.note("job_tombstone")
         return f"none-{number}", None
     job: dict[str, object] = {"id": job_id, "task": dice.choice(("triage", "triage", "tag")), "input": text}
+    tenant = dice.choice((None, None, "acme", "globex"))
+    if tenant is not None:
+        job["tenant"] = tenant
     if dice.random() < 0.05:
         job["round"] = world.rounds[job_id] = dice.randint(1, 3)
     world.jobs[job_id] = text

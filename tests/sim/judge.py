@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from sluiceway.archive.flight import SUSPECT_DEATHS
 from sluiceway.core.catalog import Price
 from tests.sim.faults import FLOOD
 from tests.sim.marks import run_of
@@ -91,7 +92,12 @@ def _dead_letter(world: World, seen: Seen) -> None:
     """Its reason is the true one, and it keeps what its calls cost."""
     run = world.runs[run_of(seen.headers)]
     reason, expected = seen.header("sluiceway.reason"), world.bad.get(run.place, "too_large")
-    if reason != expected:
+    if reason == "crashes":
+        name = run.process.name
+        deaths = [one for one in world.runs if one.place == run.place and one.process.name == name]
+        if sum(one.process is not run.process and one.process.died < run.at for one in deaths) <= SUSPECT_DEATHS:
+            world.breach("reason", f"{run.place} is a dead letter for crashes, and {name} did not die of it often")
+    elif reason != expected:
         world.breach("reason", f"{run.place} is a dead letter as {reason}, not {expected}")
     kept = orjson.loads(seen.header("sluiceway.trail") or "[]")
     paid = {response: cost for _, _, cost, response in kept if response}

@@ -86,6 +86,7 @@ class SimModels:
         self.made_in: dict[str, int] = {}  # response id -> run
         self.lines: dict[tuple[Process, str], Calls] = {}  # by process and model
         self.unrecorded: list[str] = []
+        self.crash: Callable[[Process], None] = lambda _: None
         self.said: dict[str, str] = {}  # response id -> in which mood
         self.paid: defaultdict[Process, list[tuple[str, Metered]]] = defaultdict(list)  # replies that got there
 
@@ -120,6 +121,8 @@ class SimModels:
             self.unrecorded.append(f"{call.job_id} at {name}")
         what = self._dice(moods, call.request.text)
         self.note("model_" + what, job=call.job_id, model=name)
+        if what == "crash":
+            self.crash(current())
         billed = what in ("answered", "uncertain", "malformed", "declined", "slow")
         response_id = f"r{number}"
         metered = Metered(100 + number % 7, 20, 0, 0, 5, number % 3) if billed else None
@@ -147,7 +150,7 @@ class SimModels:
         seconds = 0.05 + dice.expovariate(4.0)
         if what == "slow":
             seconds *= 40
-        elif what == "hang":
+        elif what in ("hang", "crash"):
             seconds = 1e6
         await asyncio.sleep(seconds)
         match what:
@@ -179,6 +182,8 @@ class SimModels:
             return "malformed"
         if "SILENCE" in text:
             return "hang"
+        if "CRASH" in text:
+            return "crash"
         throw = self.dice.random()
         for what in ("fail", "overloaded", "hang", "slow", "malformed", "uncertain", "declined", "invalid"):
             throw -= getattr(moods, what)

@@ -93,6 +93,7 @@ EXPECTED = (
     *("notice_publish_retried", "notice_producer_replaced", "notice_fetch_retried", "notice_offsets_unread"),
     *("pause_jobs", "pause_bytes", "pause_span", "pause_map", "pause_drain", "pause_held"),
     *("notice_flood", "hold_inherited", "hold_resumed", "call_lost", "job_left", "job_returned"),
+    *("job_crash", "crash", "dead_crashes"),
 )
 """Faults and transitions that a full run must have seen."""
 

@@ -13,7 +13,7 @@ from sluiceway.archive.journal import Journal
 from sluiceway.clock import WallClock
 from sluiceway.core.cascade import Role
 from sluiceway.core.leave import Leaving
-from sluiceway.kafka.consumer import RoleConsumer
+from sluiceway.kafka.consumer import Crashed, RoleConsumer
 from sluiceway.kafka.publish import Publisher
 from sluiceway.kafka.role import RoleSettings
 from sluiceway.kafka.security import read_connection
@@ -130,13 +130,14 @@ class SimWorker:
         for role in Role:
             settings = RoleSettings(
                 group=topics.groups[role],
-                topics=world.read_by(role),
+                topics=topics.read_by(role),
                 limits=setup.limits,
                 start=Start(From.EARLIEST),
                 stop_budget=_STOP,
                 commit_timeout=2.0,
                 delays=topics.delays,
                 dead_letters=topics.dead_letters,
+                tenant=desk.tenant,
                 wall=world.wall,
             )
             instead = desk.oversize(role)
@@ -149,6 +150,7 @@ class SimWorker:
                 lambda record, outgoing, limit, instead=instead: tagged(
                     instead(record, outgoing, limit), dict(outgoing.headers)[FROM] or b""
                 ),
+                crashed=self._crashed(desk.crashed(role)),
                 flight=StoreFlight(store, settings.group) if store else None,
                 holds=world.holds,
             )
@@ -178,6 +180,17 @@ class SimWorker:
             world.breach("L8 progress", f"{self.process.name} took {took:.1f} s to stop")
         world.note("stopped_clean" if clean == [True, True] else "stopped_unclean", worker=self.process.name)
         return code
+
+    def _crashed(self, instead: Crashed) -> Crashed:
+        """The dead letter of a job that processes died of, as a run of its own."""
+        world = self.world
+
+        def crashed(record: Record) -> Outgoing:
+            run = world.began(self, Place(record.topic, record.partition, record.offset))
+            world.outgoing[run.number] = run
+            return tagged(instead(record), str(run.number).encode())
+
+        return crashed
 
     def _watched(self, work: Work, number: int) -> Work:
         """The work, with its runs told to the world and its outgoing record marked with where it comes from."""

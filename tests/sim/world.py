@@ -112,9 +112,6 @@ class World:
         self.lowest: dict[TopicPartition, int] = {}
         self._context: contextvars.Context
 
-    def read_by(self, role: Role) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self.topics.read_by(role), *self.topics.retries[role].values())))
-
     # -- telling ------------------------------------------------------------------------------------------------
 
     def note(self, kind: str, **facts: Any) -> None:
@@ -161,6 +158,7 @@ class World:
         self.answers.setdefault(run.place, (self.loop.time(), run.process))
         if seen.topic == self.topics.dead_letters:
             run.dead = True
+            self.counts["dead_" + (seen.header("sluiceway.reason") or "")] += 1
         if seen.topic not in self.internal:
             self.outputs.append(seen)
 
@@ -195,6 +193,12 @@ class World:
         self._dead(worker)
         return True
 
+    def _crash(self, process: Process) -> None:
+        worker = self.workers[process.name]
+        if worker.process is process and self.kill(process.name):
+            self.note("crash", worker=process.name)
+            self.broker.later(0.5, self.start, process.name)
+
     def _dead(self, worker: SimWorker) -> None:
         worker.active.clear()
         worker.process.died = min(worker.process.died, self.loop.time())
@@ -223,6 +227,7 @@ class World:
         self.broker.sticky = self.dice["setup"].random() < 0.5
         # A job of full size whose cheap answer is in doubt does not fit: it becomes a dead letter.
         self.broker.limits |= dict.fromkeys(self.internal, MAX_BYTES)
+        self.models.crash = lambda process: self.broker.later(0.05, self._crash, process) and None
         BROKER.append(self.broker)
         try:
             with (
@@ -306,7 +311,7 @@ class World:
     def _done(self) -> bool:
         for role in Role:
             committed = self.broker.group(self.topics.groups[role]).committed
-            for topic in self.read_by(role):
+            for topic in self.topics.read_by(role):
                 for partition, log in enumerate(self.broker.topics[topic]):
                     made = committed.get(TopicPartition(topic, partition))
                     if (log.end if made is None else made.offset) < log.end or (made is None and log.records):
@@ -317,7 +322,7 @@ class World:
         now = self.loop.time()
         for role in Role:
             committed = self.broker.group(self.topics.groups[role]).committed
-            for topic in self.read_by(role):
+            for topic in self.topics.read_by(role):
                 for partition, log in enumerate(self.broker.topics[topic]):
                     tp = TopicPartition(topic, partition)
                     made = committed.get(tp)

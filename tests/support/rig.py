@@ -340,6 +340,10 @@ class Rig:
         while self.bootstrap.kind == "apache" and (left := await self._left()):
             assert time.monotonic() < deadline, f"after {within} s uncommitted: {left}"
             await asyncio.sleep(0.05)  # the pace of a poll: an offset's commit has no other signal
+        return await self.by_now()
+
+    async def by_now(self) -> Outgoing:
+        """All that is on the outgoing topics now."""
         reader = await self._reading()
         await reader.read()
         return self.out.read(reader.seen)

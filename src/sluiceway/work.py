@@ -79,6 +79,7 @@ class Desk:
             return None
         about = _about(record)
         try:
+            _require_names(record.headers)
             job = self._decode(record, record.value, about)
             about.job_id, about.round = job.id, job.round
             plan = self._runner.plans.get(job.task)
@@ -107,6 +108,7 @@ class Desk:
             return None
         about = _about(record)
         try:
+            _require_names(record.headers)
             jobs.load_json(record.value)
             handed = _raised(outcomes.decode(kind, record.value), about.round)
             about.job_id, about.round = handed.job_id, handed.round
@@ -208,7 +210,11 @@ class Desk:
             self._topics.dead_letters,
             record.key,
             record.value,
-            (*rounds.kept(record.headers), *_facts(record, self._topics.groups[role], letter, about), *_trail(tried)),
+            (
+                *_named(rounds.kept(record.headers)),
+                *_facts(record, self._topics.groups[role], letter, about),
+                *_trail(tried),
+            ),
         )
 
 
@@ -223,6 +229,26 @@ def _raised(handed: HandOver, stated: int) -> HandOver:
     if stated <= handed.round:
         return handed
     return replace(handed, round=stated, job={**handed.job, "round": stated})
+
+
+def _require_names(headers: Headers) -> None:
+    """Raises InputError for a header that can't be written again: its name's bytes, no UTF-8, came as surrogates."""
+    for number, (name, _) in enumerate(headers):
+        if not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name):
+            raise InputError(DeadLetterReason.UNDECODABLE, f"header {number + 1}: its name is not UTF-8")
+
+
+def _named(headers: Headers) -> Headers:
+    """The same, with what is not UTF-8 in their names written as \\xNN: Kafka's client takes no other names."""
+    return tuple(
+        [
+            (
+                name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+                content,
+            )
+            for name, content in headers
+        ]
+    )
 
 
 def _json_headers(headers: Headers) -> Headers:

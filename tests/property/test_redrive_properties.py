@@ -98,3 +98,20 @@ async def test_a_job_that_goes_back_is_answered_in_the_next_round_under_the_id_o
     assert result.outcome_id == outcome_id("sluiceway.jobs-2-99", 2)
     assert result.trail.origin == "cluster/sluiceway.jobs/0/1000", "the coins are of its real place"
     assert made.headers == (("traceparent", b"00"), ("content-type", b"application/json"))
+
+
+async def test_a_header_whose_name_is_no_utf_8_is_a_dead_letter_that_can_be_written() -> None:
+    """All but the name's odd bytes is the original's; other names are untouched; and once back it is a job."""
+    value = b'{"id":"odd","task":"triage","input":"I was billed twice"}'
+    odd = (b"\xffna\xc3\xa9".decode("utf-8", "surrogateescape"), b"1")
+    letter = await dead(Record("sluiceway.jobs", 0, 5, 1.0, b"key", value, (("é", b"2"), odd, ("null", None))))
+    assert (letter.key, letter.value) == (b"key", value)
+    assert letter.headers[:3] == (("é", b"2"), ("\\xffnaé", b"1"), ("null", None))
+    assert all(name.encode() for name, _ in letter.headers)
+    known = read(Mark(0, 0, 1), letter.value, letter.headers)
+    assert known is not None
+    assert (known.reason, known.job_id) == ("undecodable", "sluiceway.jobs-0-5")
+    again = Record("sluiceway.jobs", 0, 9, 2.0, letter.key, letter.value, revived(letter.headers, known))
+    made = await DESK.work(Role.JOBS)(again)
+    assert made is not None
+    assert outcomes.decode(Result, made.value or b"").outcome_id == outcome_id("odd", 1)

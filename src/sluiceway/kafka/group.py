@@ -20,6 +20,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from sluiceway.core.errors import InputError
 from sluiceway.core.stream import Commit, Partition
 from sluiceway.kafka.assignor import assignor
+from sluiceway.kafka.misnamed import read_misnamed
 from sluiceway.kafka.security import Connection
 
 _DAY_MS = 86_400_000
@@ -93,6 +94,7 @@ class Group:
             # One and no more: aiokafka sends a JoinGroup for each, the second of which starts the next rebalance.
             partition_assignment_strategy=[self._assignor],
         )
+        self._fetch_bytes = int(arguments["max_partition_fetch_bytes"])
         self.name = group
         self._bootstrap = connection.bootstrap
 
@@ -167,22 +169,39 @@ class Group:
         except kafka_errors.RecordTooLargeError as error:
             raise InputError("fetch", f"{partition.topic}: {error}. Mend: -X max.partition.fetch.bytes") from None
         except UnicodeDecodeError:
-            where = f"{partition.topic}/{partition.partition} at or after offset {self.position(partition)}"
-            raise InputError(
-                "fetch",
-                f"{where}: a record has a header whose name is not UTF-8, which aiokafka can't read."
-                " Mend: move the group past it (kafka-consumer-groups --reset-offsets), and find its producer",
-            ) from None
+            return await self._misnamed(partition, records)
         except (kafka_errors.ConsumerStoppedError, kafka_errors.IllegalStateError):
             return [], None
         except kafka_errors.KafkaError as error:
-            if error.retriable:
-                raise UnansweredError(repr(error)) from None
-            raise InputError(
-                "fetch", f"{partition.topic}[{partition.partition}] at {self.position(partition)}: {error!r}."
-                " Mend: look at this record's batch (codec, checksum) with kafka-dump-log"
-            ) from None  # fmt: skip
+            if isinstance(error.__cause__, UnicodeDecodeError):  # aiokafka without its compiled parts
+                return await self._misnamed(partition, records)
+            raise self._unread(partition, error) from None
         return found.get(tp, []), self.position(partition)
+
+    async def _misnamed(self, partition: Partition, records: int) -> tuple[list[ConsumerRecord], int | None]:
+        """What `fetch` gives where aiokafka can't read a header's name."""
+        position = self.position(partition)
+        if position is None:
+            return [], None
+        tp = TopicPartition(*partition)
+        try:
+            read = read_misnamed(self._consumer, tp, position, records, self._fetch_bytes)
+            found, reached = await asyncio.wait_for(read, 20.0)
+        except kafka_errors.KafkaError as error:
+            raise self._unread(partition, error) from None
+        except (TimeoutError, OSError) as error:
+            raise UnansweredError(repr(error)) from None
+        if self.position(partition) != position:
+            return [], None  # it went to another owner meanwhile
+        self.seek(partition, reached)
+        return found, reached
+
+    def _unread(self, partition: Partition, error: kafka_errors.KafkaError) -> Exception:
+        if error.retriable:
+            return UnansweredError(repr(error))
+        where = f"{partition.topic}[{partition.partition}] at {self.position(partition)}"
+        mend = "look at this record's batch (codec, checksum) with kafka-dump-log"
+        return InputError("fetch", f"{where}: {error!r}. Mend: {mend}")
 
     def broken(self) -> BaseException | None:
         """Why aiokafka has silently stopped to fetch or to coordinate; None while it does both."""

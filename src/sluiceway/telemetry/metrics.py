@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -91,6 +91,11 @@ class Metrics:
         self.notices = counter("sluiceway_notices", "Notices of the Kafka layer, by kind.", ("event",))
         self._build = gauge("sluiceway_build_info", "Always 1; the labels tell what runs.", ("version", "policy"))
 
+        # Finding a series by its labels costs more than counting on it, and each job counts on eight.
+        self._jobs, self._duration = cache(self.jobs.labels), cache(self.duration.labels)
+        self._attempted, self._cost = cache(self.attempts.labels), cache(self.cost.labels)
+        self._tokens, self._reference_cost = cache(self.tokens.labels), cache(self.reference_cost.labels)
+
     def policy(self, digest: str) -> None:
         """The policy in use; an older one's series ends."""
         self._build.clear()
@@ -111,9 +116,9 @@ class Metrics:
             if record.status is Status.REFUSED and record.reason is not None:
                 self.refusals.labels(task, record.reason.value).inc()
             if record.reference_cost_picousd is not None:
-                self.reference_cost.labels(task).inc(ledger.usd(record.reference_cost_picousd))
-        self.jobs.labels(task, outcome).inc()
-        self.duration.labels(task, outcome).observe(max(0.0, record.finished_at - record.trail.taken_at))
+                self._reference_cost(task).inc(ledger.usd(record.reference_cost_picousd))
+        self._jobs(task, outcome).inc()
+        self._duration(task, outcome).observe(max(0.0, record.finished_at - record.trail.taken_at))
 
     def watched(self, facts: Facts, findings: Findings, lag: float) -> None:
         """What the watchdog saw at one beat of the loop, which came `lag` seconds late."""
@@ -132,8 +137,8 @@ class Metrics:
 
     def _attempts(self, task: str, attempts: Iterable[Attempt]) -> None:
         for attempt in attempts:
-            self.attempts.labels(task, attempt.model, attempt.tier, attempt.verdict.value).inc()
-            self.cost.labels(task, attempt.model).inc(ledger.usd(attempt.cost_picousd))
+            self._attempted(task, attempt.model, attempt.tier, attempt.verdict.value).inc()
+            self._cost(task, attempt.model).inc(ledger.usd(attempt.cost_picousd))
             usage = attempt.usage
             for kind, count in (
                 ("input", usage.input_uncached),
@@ -142,7 +147,7 @@ class Metrics:
                 ("output", usage.output),
             ):
                 if count:
-                    self.tokens.labels(attempt.model, kind).inc(count)
+                    self._tokens(attempt.model, kind).inc(count)
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

@@ -200,6 +200,14 @@ def test_a_ladder_in_another_order_pays_nothing_twice() -> None:
     assert isinstance(done.record, Escalation)
 
 
+def test_a_new_rung_below_the_one_waited_at_is_not_gone_back_to() -> None:
+    """It goes on upwards only."""
+    retry = left(made("cheap", "frontier"), busy(60.0))
+    done = back(made("mid", "cheap", "frontier"), retry, cheap=reply(p=0.1))
+    assert done.models == ["cheap"]
+    assert isinstance(done.record, Escalation)
+
+
 def test_a_new_reference_takes_the_place_of_the_one_waited_for() -> None:
     """The escalations role has no other rung."""
     first = climb(THREE, job(), lambda _call: reply(p=0.1)).record

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import orjson
@@ -178,9 +179,27 @@ class Desk:
 
         def instead(record: Record) -> Outgoing:
             detail = "a worker's process ended while this job ran alone in it, and three times before"
-            return self._dead(record, role, InputError(DeadLetterReason.CRASHES, detail), _about(record))
+            return self._dead(record, role, InputError(DeadLetterReason.CRASHES, detail), self._peeked(record))
 
         return instead
+
+    def _peeked(self, record: Record) -> _About:
+        """What a job that must not run again says of itself: a look at its JSON, and no more."""
+        about = _about(record)
+        task, source = self._topics.foreign.get(record.topic, ("", None))
+        with suppress(orjson.JSONDecodeError):
+            tree = orjson.loads(record.value or b"")
+            if isinstance(tree, dict):
+                # A job names its id so, what one role hands to another names the job's so.
+                path = "/id" if source is None and "id" in tree else "/job_id" if source is None else source.id
+                found = None if path is None else jobs.pointer(tree, path)
+                if isinstance(found, str | int) and 0 < len(str(found)) <= rounds.ID_CHARS:
+                    about.job_id = str(found)
+                if source is None and type(tree.get("round")) is int and 0 <= tree["round"] <= rounds.MOST:
+                    about.round = max(about.round, tree["round"])
+                named = task or tree.get("task")
+                about.task = named if isinstance(named, str) and named in self._runner.plans else ""
+        return about
 
     def tenant(self, record: Record) -> str:
         """The tenant of a record's job, "" where it names none: a look at the value, for fairness only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import core
@@ -10,7 +11,7 @@ from sluiceway.core import outcome as outcomes
 from sluiceway.core.cascade import Role
 from sluiceway.core.outcome import Escalation, Result, outcome_id
 from sluiceway.core.redrive import Mark, read, revived
-from sluiceway.core.round import Headers, kept, stated, written
+from sluiceway.core.round import ROUND, Headers, kept, stated, written
 from sluiceway.ports import Outgoing, Record
 from sluiceway.topicmap import topic_map
 from sluiceway.work import Desk
@@ -115,3 +116,25 @@ async def test_a_header_whose_name_is_no_utf_8_is_a_dead_letter_that_can_be_writ
     made = await DESK.work(Role.JOBS)(again)
     assert made is not None
     assert outcomes.decode(Result, made.value or b"").outcome_id == outcome_id("odd", 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "job_id", "number"),
+    [
+        (b'{"id":"own","task":"triage","round":3,"input":"x"}', "own", 3),
+        (b'{"job_id":"own","task":"triage","round":2,"job":{}}', "own", 2),
+        (b'{"id":"","task":"triage","round":-1}', "sluiceway.jobs-0-5", 1),
+        (b'{"id":"own","round":0}', "own", 1),
+        (b'{"id":["own"],"round":true,"task":[]}', "sluiceway.jobs-0-5", 1),
+        (b"[]", "sluiceway.jobs-0-5", 1),
+        (b"\xff", "sluiceway.jobs-0-5", 1),
+    ],
+    ids=repr,
+)
+def test_a_job_that_killed_its_processes_tells_its_id_and_round(value: bytes, job_id: str, number: int) -> None:
+    """By a look at its JSON alone: it is not to run, and the round that a redrive opens must be a later one."""
+    headers = ((ROUND, b"1"),)
+    letter = DESK.crashed(Role.JOBS)(Record("sluiceway.jobs", 0, 5, 1.0, None, value, headers))
+    known = read(Mark(0, 0, 1), letter.value, letter.headers)
+    assert known is not None
+    assert (known.reason, known.job_id, known.round) == ("crashes", job_id, number)

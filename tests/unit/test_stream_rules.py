@@ -60,6 +60,17 @@ def test_a_publisher_whose_clock_is_ahead_makes_nobody_wait_longer_than_the_dela
     assert stream.next_due() == 65.0
 
 
+def test_empty_retry_partitions_take_no_share_of_what_may_run() -> None:
+    """Two partitions of jobs fill all four places, however many retry partitions are held beside them."""
+    retries = [Partition("retries", number) for number in range(12)]
+    stream = opened(Stream(LIMITS, {"retries": 60.0}), P0, P1, *retries)
+    for partition in (P0, P1):
+        feed(stream, partition, *(Rec(n) for n in range(4)))
+    assert len(stream.start(1.0)) == 4
+    stream.revoke([P1, *retries])
+    assert stream._share(LIMITS.jobs) == LIMITS.jobs
+
+
 def test_what_waits_for_its_time_takes_no_room_from_others_and_holds_nothing_up() -> None:
     """A hundred thousand waiting jobs are a few taken ones: the rest stays in the topic."""
     stream = opened(Stream(LIMITS, {"retries": 60.0}), LATER, P0)

@@ -68,6 +68,7 @@ class Stream:
         self.last_progress = 0.0
         self._epoch = 0
         self._held: dict[Partition, Held] = {}
+        self._sharers = 0  # partitions held, but those of retry topics: these are empty most of the time
         self._turn = 0
         self._left = limits.limit
         self._draining = False
@@ -99,6 +100,7 @@ class Stream:
         if committed is not None and committed != start:
             held.committed_changes = -1
         self._held[partition] = held
+        self._sharers += not queue.delay
         return self._epoch, finished is not None
 
     def epoch(self, partition: Partition) -> int | None:
@@ -131,6 +133,7 @@ class Stream:
             if held:
                 self._forget_queue(held)
                 held.gone = True
+                self._sharers -= not held.queue.delay
                 self.running -= held.running
                 self.bytes -= held.bytes
         if self._alone is not None and self._alone.held.gone:
@@ -374,7 +377,7 @@ class Stream:
 
     def _share(self, limit: int) -> int:
         """What one of n partitions may hold of a limit: 2 / (n + 1), so that a stuck one leaves room to the others."""
-        return max(1, 2 * limit // (len(self._held) + 1))
+        return max(1, min(limit, 2 * limit // (self._sharers + 1)))
 
     def _queue_share(self, held: Held) -> int:
         share = self._share(self.limits.queue)

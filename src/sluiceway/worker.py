@@ -12,10 +12,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.journal import Journal
@@ -34,6 +35,7 @@ from sluiceway.kafka.control import Control
 from sluiceway.kafka.holds import ControlHolds
 from sluiceway.kafka.publish import Publisher
 from sluiceway.kafka.security import Connection
+from sluiceway.kafka.shares import Shares, worker_name
 from sluiceway.kafka.start import From, Start
 from sluiceway.kafka.topics import require_room, sizes
 from sluiceway.policyfile import open_runner, read_policy
@@ -48,7 +50,7 @@ from sluiceway.vitals import KafkaMeter, Vitals
 from sluiceway.work import Desk
 
 STOP_BUDGET = 25.0  # seconds from the signal to the end of the process
-_GRACE = 2.0  # of it for producer, probes and connections
+_GRACE = 2.0  # of it for the producer, and as much for control, probes and connections
 _CROWD = 0.2  # of the jobs in flight may sleep by rule; more of them wait in a retry topic
 
 
@@ -90,6 +92,12 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
+class _Part(Protocol):
+    """What can end the worker."""
+
+    async def failed(self) -> BaseException: ...
+
+
 class _Worker:
     def __init__(self, options: WorkOptions) -> None:
         self._options = options
@@ -120,7 +128,20 @@ class _Worker:
         self._metrics.policy(policy.digest)
         publisher = Publisher(options.connection, topics.written, meter=self._meter)
         control = Control(options.connection, meter=self._meter)
-        holds = ControlHolds(control, options.instance or socket.gethostname(), self._clock.now, self._resume)
+        name = options.instance or socket.gethostname()
+        holds = ControlHolds(control, name, self._clock.now, self._resume, self._meter)
+        shares: Shares | None = None
+        days = {} if options.shadow else runner.days
+        if pool.limits or days:
+            shares = Shares(
+                control,
+                worker_name(name),
+                pool.limits,
+                pool.share,
+                self._clock.now,
+                budgets=days,
+                meter=self._meter,
+            )
         bounds = Bounds.for_jobs(max(task.deadline for task in policy.tasks.values()))
         watchdog = Watchdog(bounds, lambda: vitals.facts(), self._metrics)
         vitals = Vitals(self._metrics, runner, publisher, self._consumers, watchdog.slow)
@@ -138,18 +159,23 @@ class _Worker:
             await publisher.start()
             await self._require_room(topics)
             await control.start()
+            if shares is not None:
+                await shares.start()
             cluster = await cluster_id(options.connection)
             desk = Desk(runner, topics, cluster, vitals.dead_letter, vitals.tombstone)
             for role in options.roles:
                 self._consumers[role] = self._consumer(role, topics, desk, publisher, holds)
             for consumer in self._consumers.values():
                 await consumer.start()
-            code = await self._serve(runner, publisher, control, watching)
+            parts = [*self._consumers.values(), publisher, control, *((shares,) if shares is not None else ())]
+            code = await self._serve(runner, parts, watching)
         finally:
             clean = await self._stop(publisher)
-            closing = (holds.stop(_GRACE), control.stop(_GRACE), probes.stop(), pool.close())
+            told = (holds.stop(_GRACE / 2), *((shares.stop(_GRACE / 2),) if shares is not None else ()))
+            await asyncio.gather(*told, return_exceptions=True)
+            closing = (control.stop(_GRACE / 2), probes.stop(), pool.close())
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), _GRACE)
+                await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), _GRACE / 2)
             watchdog.close()
             watching.cancel()
             self._closing.close()
@@ -214,11 +240,10 @@ class _Worker:
             if consumer.settings.group == group:
                 consumer.resume(partition)
 
-    async def _serve(self, runner: Runner, publisher: Publisher, control: Control, watching: asyncio.Task[None]) -> int:
+    async def _serve(self, runner: Runner, parts: Sequence[_Part], watching: asyncio.Task[None]) -> int:
         """Waits for a signal, a limit or a fault, and returns the exit code."""
         self._log.info(Event.WORKER_READY, groups=[consumer.settings.group for consumer in self._consumers.values()])
         asked = asyncio.ensure_future(self._asked.wait())
-        parts: tuple[RoleConsumer | Publisher | Control, ...] = (*self._consumers.values(), publisher, control)
         faults = [asyncio.ensure_future(part.failed()) for part in parts]
         first = self._consumers[self._options.roles[0]]
         limits = [asyncio.ensure_future(first.finished()), asyncio.ensure_future(self._spent(runner))]
@@ -252,9 +277,9 @@ class _Worker:
             self._log.error(Event.WORKER_FAILED, reason=type(fault).__name__, exc_info=fault)
 
     async def _stop(self, publisher: Publisher) -> bool:
-        end = time.monotonic() + self._options.stop_budget
+        end = time.monotonic() + self._options.stop_budget - _GRACE
         self._log.info(Event.WORKER_DRAINING, budget=self._options.stop_budget)
-        room = max(0.1, self._options.stop_budget - _GRACE)
+        room = max(0.1, self._options.stop_budget - 2 * _GRACE)
         results = await asyncio.gather(
             *(consumer.stop(room) for consumer in self._consumers.values()), return_exceptions=True
         )

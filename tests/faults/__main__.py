@@ -38,9 +38,9 @@ async def run(
                 failed[name] = f"{type(fault).__name__}: {fault}"
                 found = []
             findings += found
-            if say:
-                verdict = failed.get(name) or ", ".join("holds" if each.holds else "BROKEN" for each in found)
-                print(f"[{time.monotonic() - began:5.0f} s] row {name}: {verdict}", file=sys.stderr, flush=True)
+            if say:  # at once: what is stopped halfway has still said what it found
+                said = failed[name] if name in failed else table(found)
+                print(f"[{time.monotonic() - began:.0f} s] row {name}\n{said}\n", file=sys.stderr, flush=True)
     return findings, failed
 
 

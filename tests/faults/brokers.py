@@ -18,7 +18,7 @@ STOP_BUDGET = 25.0  # seconds
 
 async def restarted(stage: Stage) -> list[Finding]:
     """The broker is restarted under load, by a clean shutdown and by SIGKILL; two workers stay up throughout."""
-    return [await _restarted(stage, clean=True), await _restarted(stage, clean=False)]
+    return [await _restarted(stage, clean=clean) for clean in stage.of((True, False), (False,))]
 
 
 async def _restarted(stage: Stage, *, clean: bool) -> Finding:

@@ -30,7 +30,7 @@ async def drained_storm(stage: Stage) -> list[Finding]:
         finding = await scene.finding(
             "2",
             f"{len(crew)} workers x {restarts} restarts by SIGTERM, 8 partitions",
-            idle_within=SESSION + 2 * REVOKE + 15,  # two in a row may meet
+            idle_within=SESSION + 2 * REVOKE + 25,  # two in a row may meet, and a process takes its time to start
             asked={"lag 0": late, "exit codes": None if not any(codes) else f"{codes}"},
         )
         repeated = finding.report.duplicates.raw

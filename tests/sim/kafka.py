@@ -208,6 +208,9 @@ class SimConsumer:
         if weather.paused_until > broker.loop.time():
             broker.announce(tp, broker.latency())
             return {}
+        end = self._ends[tp] = broker.log(tp).end
+        if state.position >= end:
+            return {}
         if weather.fetch_error and broker.dice.random() < weather.fetch_error:
             broker.note("fetch_error")
             raise kafka_errors.NotLeaderForPartitionError()
@@ -220,9 +223,8 @@ class SimConsumer:
             found, position = broker.read(tp, state.position, most - len(again))
             found = again + found
             broker.note("fetched_again", records=len(found))
-        self._ends[tp] = broker.log(tp).end
         state.position = position
-        if position < self._ends[tp]:
+        if position < end:
             broker.announce(tp, 0.005)
         return {tp: [_as_fetched(record) for record in found]} if found else {}
 

@@ -105,8 +105,11 @@ UNSIMULATED = (
     "votes, local classifiers and language rules: every world has the gate label_logprob; unit and property tests",
     "several endpoints of one model, sharing of equal calls, limits by headers: unit tests of permits and pool",
     "money and day budgets that run out: property tests of the cascade",
+    "the control topic under holds (a group's memory of them is one dict here), shared day budgets, the watchdog and a"
+    " loop that hangs: contract and integration tests",
     "more than one cluster, topic or policy in a world; a policy's reload",
     "transactions of foreign producers beyond their markers; compaction beyond holes in the offsets",
+    "records whose header names aiokafka can't read: contract tests",
     "retention that passes a group (offset_expired) and topics that vanish: integration tests",
     "SIGTERM twice, --limit and --max-cost, static members and their twins: integration tests",
 )

@@ -89,7 +89,7 @@ class Flight(Protocol):
     """What one role had in flight, remembered across the death of its process. Coordinates say which record it was."""
 
     def was_published(self, record: Record) -> bool:
-        """True if an earlier process saw its outgoing record acked and died before a commit could say so."""
+        """True if its outgoing record was acked and no commit could say so: the process died, or lost its partition."""
 
     def suspect(self, record: Record) -> bool:
         """True if it was in flight at three deaths of a process: it is to run alone."""

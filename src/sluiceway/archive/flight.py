@@ -9,7 +9,7 @@ are read as the role's flight is made: what was running has died once more, what
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 
 from sluiceway.archive.store import Store
 from sluiceway.archive.tables import Stage
@@ -44,7 +44,8 @@ class StoreFlight:
         self._blames, self._ends, self._forgives = store.batch(_BLAME), store.batch(_END), store.batch(_FORGIVE)
         self._running: dict[Coordinates, int] = {}
         self._count = 0  # of what was published in this run
-        self._uncovered: dict[tuple[str, int], deque[tuple[int, int, bytes | None]]] = defaultdict(deque)
+        self._uncovered: dict[tuple[str, int], deque[tuple[int, int, bytes | None, Coordinates]]] = defaultdict(deque)
+        self._own: Counter[Coordinates] = Counter()  # published in this run, and uncovered
         self._published, self._deaths = self._left_over()
 
     def _left_over(self) -> tuple[dict[bytes, list[int]], dict[bytes, tuple[int, bool]]]:
@@ -62,11 +63,15 @@ class StoreFlight:
     # -- looking ------------------------------------------------------------------------------------------------
 
     def was_published(self, record: Record) -> bool:
-        """True if an earlier run saw its outgoing record acked and no commit covered it since.
+        """True if its outgoing record was acked and no commit covered it since, by an earlier run or by this one.
 
-        Whoever then settles it calls `publish` for it, so that the next commit covers it.
+        By this one where a commit was refused, its partition being gone, and the partition came back. Whoever then
+        settles it calls `publish` for it, so that the next commit covers it.
         """
-        return bool(self._published) and self._key(_coordinates(record)) in self._published
+        if not self._own and not self._published:
+            return False
+        coordinates = _coordinates(record)
+        return coordinates in self._own or (bool(self._published) and self._key(coordinates) in self._published)
 
     def suspect(self, record: Record) -> bool:
         """True if it was in flight at three deaths of a process: it is to run alone."""
@@ -101,13 +106,14 @@ class StoreFlight:
         self._count += 1
         uncovered = self._uncovered[record.topic, record.partition]
         if known in self._published:
-            uncovered.append((self._count, 0, known))
+            uncovered.append((self._count, 0, known, coordinates))
         elif row is None:
             row = self._insert(coordinates, Stage.PUBLISHED)
         if row is not None:
             del self._running[coordinates]
             self._publishes.append((row,))
-            uncovered.append((self._count, row, None))
+            uncovered.append((self._count, row, None, coordinates))
+            self._own[coordinates] += 1
         if known is not None and self._deaths.pop(known, None) is not None:
             self._forgives.append((known,))
         self._store.soon()
@@ -139,7 +145,11 @@ class StoreFlight:
         if not uncovered or uncovered[0][0] > mark:
             return
         while uncovered and uncovered[0][0] <= mark:
-            _, row, known = uncovered.popleft()
+            _, row, known, coordinates = uncovered.popleft()
+            if self._own[coordinates] > 1:
+                self._own[coordinates] -= 1
+            else:
+                del self._own[coordinates]
             rows = [row] if known is None else self._published.pop(known, ())
             self._ends.extend((row,) for row in rows)
         self._store.soon()

@@ -15,6 +15,7 @@ from sluiceway.core.errors import InputError
 from sluiceway.core.outcome import Escalation, RefusalReason, Result, Retry, Review, ReviewReason
 from sluiceway.core.plan import Plan
 from sluiceway.core.trail import EscalationReason, Routed, Trail, Waited
+from sluiceway.telemetry.metrics import Metrics
 
 MID = {"provider": "openai", "model": "gpt-mid", "tier": "mid", "params": {"max_tokens": 80}}
 TOP = {"provider": "anthropic", "model": "claude-top", "tier": "frontier", "params": {"max_tokens": 80}}
@@ -252,3 +253,21 @@ def test_a_retry_whose_trail_ends_in_no_wait_is_no_retry() -> None:
     short = good.replace(b'"steps":[', b'"steps":[],"was":[')
     with pytest.raises(InputError, match="end in a wait"):
         outcomes.decode(Retry, short)
+
+
+def test_a_job_that_leaves_is_counted_as_one_that_left_and_its_attempts_once() -> None:
+    """It is no outcome; what it paid before is not counted again when it ends."""
+    metrics = Metrics()
+    retry = left(THREE, reply(p=0.1), busy())
+    metrics.finished(retry, known=0)
+    done = back(THREE, retry, mid=reply(label="login"))
+    metrics.finished(done.record, known=len(retry.trail.steps))
+
+    def counted(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(name, labels)
+
+    assert counted("sluiceway_retries_total", task="triage", role="jobs", delay="60") == 1
+    assert counted("sluiceway_jobs_total", task="triage", outcome="answered") == 1
+    tried = {"task": "triage", "model": "cheap", "tier": "small", "verdict": "escalate"}
+    assert counted("sluiceway_attempts_total", **tried) == 1
+    assert counted("sluiceway_attempts_total", **{**tried, "model": "mid", "tier": "mid", "verdict": "accept"}) == 1

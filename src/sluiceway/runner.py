@@ -5,6 +5,7 @@ It keeps what cascades share (the policy in use, health, budgets, failed shares)
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -24,6 +25,8 @@ from sluiceway.core.outcome import Ending, HandOver, Retry
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Policy
 from sluiceway.ports import Clock, Journal, Meter, Models, NoJournal, Tokens
+
+_LONG = 50_000  # characters of a text that is read beside the loop
 
 
 class Runner:
@@ -89,7 +92,9 @@ class Runner:
         def tossed(purpose: Purpose) -> float:
             return coin(self._secret, purpose, job.origin)
 
-        cascade = Cascade(plan, job, role, tossed, resumed)
+        # Counting the tokens of a megabyte takes a tenth of a second, for which the neighbours would stand still.
+        text = await asyncio.to_thread(plan.prompt.read, job) if len(job.text) > _LONG else None
+        cascade = Cascade(plan, job, role, tossed, resumed, text)
         language = self._language(job.text) if self._language is not None and plan.router.needs_language else "und"
         share = self._shares[job.task]
         now = self._clock.now()

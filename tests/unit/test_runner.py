@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
-from tests.support.core import USAGE, HandClock, Scripted, down, job, policy, reply, runner
+from tests.support.core import USAGE, HandClock, Letters, Scripted, down, job, policy, reply, runner
 
 from sluiceway.core import outcome as outcomes
 from sluiceway.core.call import Call, Failure, FailureKind, Reply
@@ -252,3 +253,21 @@ async def test_a_job_that_comes_back_is_no_new_job_of_the_minute() -> None:
         record = await made.resume(record)
     assert not made._shares["triage"]._jobs, "the minute in which it was new is over"
     assert meter.records[-1][1] > 0, "its earlier attempts are known"
+
+
+async def test_a_long_text_is_read_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its neighbours are not kept waiting while the tokens of a megabyte are counted."""
+    read: dict[int, bool] = {}
+    encode = Letters.encode
+
+    def noted(self: Letters, text: str) -> list[int]:
+        read[len(text)] = threading.current_thread() is threading.main_thread()
+        return encode(self, text)
+
+    monkeypatch.setattr(Letters, "encode", noted)
+    made, _ = runner(policy(), Scripted(lambda _call: reply()))
+    for length in (100, 900_000):
+        record = await made.run(job("x" * length))
+        assert isinstance(record, Result)
+    assert read[100] is True
+    assert read[900_000] is False

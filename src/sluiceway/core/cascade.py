@@ -23,7 +23,7 @@ from sluiceway.core.errors import Bug
 from sluiceway.core.job import Job
 from sluiceway.core.outcome import HandOver, RefusalReason, Retry, ReviewReason
 from sluiceway.core.plan import Plan
-from sluiceway.core.prompt import TooLong
+from sluiceway.core.prompt import Text, TooLong
 from sluiceway.core.record import Recorder
 from sluiceway.core.route import NoRoute, Route
 from sluiceway.core.task import Gate, Kind, Rung, ScoreKind
@@ -33,19 +33,21 @@ __all__ = ["Ask", "Cascade", "Conditions", "Event", "Finish", "Left", "Role", "S
 
 MAX_STEPS = 64  # calls and waits of one job at one rung: (rungs left, steps left) falls strictly on every path
 
+Coin = Callable[[Purpose], float]
+
 
 class Cascade:
-    """`coin` gives a number in [0, 1) for a purpose; `resumed` is the escalation or the retry that is taken up."""
+    """`coin`: a number in [0, 1) for a purpose; `resumed`: what is taken up; `text`: the job's, if already read."""
 
     def __init__(
-        self, plan: Plan, job: Job, role: Role, coin: Callable[[Purpose], float], resumed: HandOver | None = None
+        self, plan: Plan, job: Job, role: Role, coin: Coin, resumed: HandOver | None = None, text: Text | None = None
     ) -> None:
         self.plan, self.job, self.role = plan, job, role
         self.state = State.READY
         self.failed_over = False  # a failed rung was climbed past: it counts towards `failed_share`
         self._coin = coin
         self._resumed = resumed
-        self._text = plan.prompt.read(job)
+        self._text = plan.prompt.read(job) if text is None else text
         self._record = Recorder(plan, job, role, resumed)
         self._now = 0.0
         self._deadline = 0.0
@@ -54,8 +56,7 @@ class Cascade:
         self._facts = plan.router.facts(job, len(self._text.tokens))
         self._rungs: tuple[Rung, ...] = ()  # of this role
         self._at = 0  # the rung, its endpoint, and the calls made there
-        self._endpoint = 0
-        self._tries = 0
+        self._endpoint = self._tries = 0
         self._fuel = MAX_STEPS
         self._waits = 0
         self._reference_allowed = False

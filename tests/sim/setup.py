@@ -63,7 +63,7 @@ def set_up(dice: Random) -> Setup:
     limits = Limits(
         jobs=dice.choice((8, 30, 100)),
         queue=dice.choice((6, 40, 200)),
-        bytes=dice.choice((3_000, 64 << 20, 64 << 20)),
+        bytes=dice.choice((12_000, 64 << 20, 64 << 20)),
         span=dice.choice((12, 60, 10_000)),
         commit_interval=dice.choice((0.3, 1.0, 2.0)),
         commit_count=dice.choice((10, 10_000)),

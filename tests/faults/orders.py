@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from itertools import pairwise
 
 import orjson
@@ -53,7 +54,7 @@ async def by_key(stage: Stage) -> list[Finding]:
         ]
 
 
-def overlapping(scene: Scene, key_of: dict[str, bytes | None]) -> tuple[list[str], int]:
+def overlapping(scene: Scene, key_of: Mapping[str, bytes | None]) -> tuple[list[str], int]:
     """Calls that began before the one before them of the same key had ended; and how many have no known key."""
     ends = read_ends(scene.cheap.journal)
     spans: dict[bytes, list[tuple[float, float, str]]] = defaultdict(list)

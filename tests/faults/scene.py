@@ -217,6 +217,9 @@ class Scene:
     ) -> Finding:
         """Every law that the evidence suffices for. Call it with lag 0 and all workers stopped."""
         await self.watch.look()  # what was published by the last worker to stop
+        # For whoever wants to know more with --keep: every look, a line each.
+        looks = ({"at": look.at, "committed": sorted(look.committed.items())} for look in self.watch.looks)
+        (self.rig.folder / "looks.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
         outcomes, entries = self.outcomes(), self.entries()
         revoked = [notice for notice in self.notices("revoked") if notice["unfinished"] or not notice["drained"]]
         unfinished = sum(notice["unfinished"] for notice in revoked)

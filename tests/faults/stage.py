@@ -14,7 +14,7 @@ from tests.faults.scene import CONNECTION, Scene
 from tests.faults.watch import Watch
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.fake_process import FakeProcess
-from tests.support.rig import Rig, models, triage
+from tests.support.rig import ESCALATIONS, JOBS, RESULTS, Rig, models, triage
 from tests.support.topics import Address
 
 Amount = TypeVar("Amount")
@@ -96,7 +96,11 @@ class Stage:
                 # The deadline is no part of what is tested here: a job may wait for minutes while workers come and go.
                 wanted = {"ticket-triage": {}, **(tasks or {})}
                 policy = {name: triage(deadline="20m", **fields) for name, fields in wanted.items()}
-                await rig.open(catalog, policy, partitions=partitions, overrides=overrides)
+                # The declaration's own number is a ceiling: said here, it is met.
+                many = {name: {"partitions": partitions} for name in (JOBS, ESCALATIONS, RESULTS)}
+                for name, changed in (overrides or {}).items():
+                    many[name] = {**many.get(name, {}), **changed}
+                await rig.open(catalog, policy, partitions=partitions, overrides=many)
                 async with Watch(rig, pitch=pitch) as watch:
                     yield Scene(rig, watch, first, second, self.seed, parallel)
             finally:

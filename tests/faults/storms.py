@@ -75,6 +75,7 @@ async def great_storm(
                 asked={
                     "lag 0": late,
                     "exit codes": None if not any(codes) else f"{codes}",
+                    "partitions": None if len(scene.watch.jobs_ends) == partitions else f"{len(scene.watch.jobs_ends)}",
                     "ends in its time": None if took < 2 * over + 120 else f"{took:.0f} s",
                 },
             )

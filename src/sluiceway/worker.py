@@ -202,7 +202,7 @@ class _Worker:
         found = await sizes(self._options.connection, (*topics.jobs, *topics.written))
         if Role.JOBS in self._options.roles:
             require_room(found, topics.jobs, onward, topics.dead_letters)
-        require_room(found, (topics.escalations,), (), topics.dead_letters)
+        require_room(found, (topics.escalations, *topics.delays), (), topics.dead_letters)
 
     def _consumer(
         self, role: Role, topics: TopicMap, desk: Desk, publisher: Publisher, holds: ControlHolds

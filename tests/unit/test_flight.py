@@ -133,7 +133,7 @@ async def test_a_job_that_is_blamed_has_died_however_clean_the_stop(tmp_path: Pa
 
 
 async def test_what_was_published_is_known_until_a_commit_covers_it(tmp_path: Path) -> None:
-    """By this run and the next, which settles it: a commit computed before that changes nothing, one after it forgets."""
+    """By this run and the next one that settles it: a commit computed before changes nothing, one after it forgets."""
     store = a_store(tmp_path / "0")
     flight = StoreFlight(store, "g")
     for offset in (1, 2):

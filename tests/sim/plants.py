@@ -164,7 +164,10 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     ),
     "batch_of_a_replaced_producer_forgotten": _plant((_P, "_replace_producer", "if not entry.done]", "if entry.done]")),
     "published_and_forgotten": _plant(
-        (flight.StoreFlight, "was_published", "return bool(self._published) and", "return False and")
+        (flight.StoreFlight, "was_published", "or (bool(self._published) and", "or (False and")
+    ),
+    "published_and_forgotten_at_once": _plant(
+        (flight.StoreFlight, "was_published", "return coordinates in self._own or", "return")
     ),
     "memory_covered_by_an_earlier_commit": _plant(
         (flight.StoreFlight, "cover", "uncovered[0][0] > mark", "False"),

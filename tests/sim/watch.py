@@ -90,15 +90,15 @@ def judge_void(world: World, run: Run, group: str) -> None:
 
 
 def judge_start(world: World, run: Run) -> None:
-    """L3: what a worker's store knows as published is not done again by a later process of the same worker.
+    """L3: what a worker's store knows as published is not done again by that worker, in this process or a later one.
 
     A commit that has covered it makes the store forget; where the broker or we drop the map of such a commit, what lies
     above its offset is done again after all.
     """
     heard = world.heard.get((run.process.name, run.place))
-    if heard is None or heard.run.process is run.process or not world.setup.state:
+    if heard is None or not world.setup.state:
         return
-    if heard.run.process.died > heard.at + 0.01 and keeps_maps(world):
+    if min(heard.run.process.died, run.at) > heard.at + 0.01 and keeps_maps(world):
         world.breach("L3 one outcome", f"{run.place} runs again in {run.process.name}, whose store knew it published")
 
 

@@ -49,8 +49,7 @@ class Cascade:
         self._resumed = resumed
         self._text = plan.prompt.read(job) if text is None else text
         self._record = Recorder(plan, job, role, resumed)
-        self._now = 0.0
-        self._deadline = 0.0
+        self._now = self._deadline = 0.0
         self._until = 0.0  # of the current wait
         self._conditions = Conditions({})
         self._facts = plan.router.facts(job, len(self._text.tokens))

@@ -233,7 +233,10 @@ class Store:
             raise self._bug(error) from None
 
     def prune(self) -> None:
-        """Forgets what is older than the bounds allow, and the oldest tenth of calls while the file is too large."""
+        """Forgets what is older than the bounds allow, and a fiftieth of the time kept while the file is too large.
+
+        It runs in the loop, so that it does no more at a time than a moment allows; freed pages are written to again.
+        """
         with self.transaction() as db:
             _forget(db, self.now() - self._bounds.age, *_CALLS, ("flight", "at"), ("deaths", "at"))
             (pages,) = db.execute(
@@ -242,14 +245,9 @@ class Store:
             (page,) = db.execute("PRAGMA page_size").fetchone()
             if pages * page <= self._bounds.size:
                 return
-            row = db.execute(
-                "SELECT started FROM calls ORDER BY started LIMIT 1 OFFSET (SELECT count(*) / 10 FROM calls)"
-            ).fetchone()
-            _forget(db, row[0] if row else self.now(), *_CALLS)
-        try:
-            self._db.execute("VACUUM")
-        except sqlite3.Error as error:
-            raise self._bug(error) from None
+            (oldest,) = db.execute("SELECT min(started) FROM calls").fetchone()
+            now = self.now()
+            _forget(db, now if oldest is None else oldest + (now - oldest) / 50, *_CALLS)
 
     def _bug(self, error: sqlite3.Error) -> Bug:
         return Bug(f"store {self.directory}: {error}. Mend: free the disk, or move --state")

@@ -90,8 +90,9 @@ async def race(peers: list[str], rounds: int, jobs: int, folder: Path) -> list[d
             order = peers if number % 2 == 0 else list(reversed(peers))
             laps.append({})
             for peer in order:
-                laps[-1][peer] = await turn(peer, course, jobs)
-                print(f"round {number + 1}: {peer} {laps[-1][peer].rate:,.0f} jobs/s", file=sys.stderr)
+                lap = laps[-1][peer] = await turn(peer, course, jobs)
+                said = f"{lap.rate:,.0f} jobs/s, {lap.per_cpu:,.0f} jobs/CPU-s"
+                print(f"round {number + 1}: {peer} {said}", file=sys.stderr)
     return laps
 
 

@@ -44,7 +44,9 @@ def kill_all(world: World, dice: Random) -> None:
 
 
 def stop(world: World, dice: Random) -> None:
-    """SIGTERM, and a successor."""
+    """SIGTERM, and a successor; at times while calls hang."""
+    if dice.random() < 0.4:
+        _mood(hang=0.6)(world, dice)
     worker = _one(world, dice)
     if worker is not None:
         worker.asked.set()
@@ -151,7 +153,9 @@ def copies(world: World, dice: Random) -> None:
 
 
 def burst(world: World, dice: Random) -> None:
-    """A publisher's mistake: bad records one after another."""
+    """A publisher's mistake: bad records one after another; at times their partition gets a new owner while held."""
+    if dice.random() < 0.5:
+        world.broker.later(1.5, throw_out, world, dice)
     topic, partition = world.topics.jobs[0], dice.randrange(4)
     value = b"not a job"
     places = [world.broker.append(topic, partition, None, value, (), world.wall()) for _ in range(30)]

@@ -48,7 +48,7 @@ class SimHolds:
         world = self._world
         now = world.loop.time()
         for (group, partition), since in list(self.held.items()):
-            if now - since < 3.0:
+            if now - since < 6.0:
                 continue
             del self.held[group, partition]
             for process, one in list(self._aware):

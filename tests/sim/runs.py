@@ -109,6 +109,9 @@ UNSIMULATED = (
     " loop that hangs: contract and integration tests",
     "more than one cluster, topic or policy in a world; a policy's reload",
     "transactions of foreign producers beyond their markers; compaction beyond holes in the offsets",
+    "a clock that stays wrong: healed worlds have the right time again. One that is behind for good makes a retry topic"
+    " slow (each record then waits its whole delay from when it was taken, ten at a time)",
+    "threads: texts of more than 50,000 characters are read in one",
     "records whose header names aiokafka can't read: contract tests",
     "retention that passes a group (offset_expired) and topics that vanish: integration tests",
     "SIGTERM twice, --limit and --max-cost, static members and their twins: integration tests",

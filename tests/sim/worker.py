@@ -205,7 +205,7 @@ class SimWorker:
             key = (record.topic, record.partition, record.key or b"")
             left = remaining(record.value) if record.topic in world.internal else world.deadline
             delay = world.topics.delays.get(record.topic, 0.0)
-            if delay and not world.jumped and world.wall() < record.timestamp + delay - 0.01:
+            if delay and not world.counts["fault_clock_jump"] and world.wall() < record.timestamp + delay - 0.01:
                 world.breach("delay", f"{place} began {record.timestamp + delay - world.wall():.1f} s too early")
             if place in self.active:
                 world.breach("L3 one outcome", f"{place} was started twice at once in {process.name}")

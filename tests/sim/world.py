@@ -299,6 +299,7 @@ class World:
     def _heal(self) -> None:
         self.note("healed")
         self.healed = True
+        self.jumped = 0.0
         self.broker.weather = Weather.fair()
         self.broker.metadata_limit = 4096
         for name in self.models.moods:

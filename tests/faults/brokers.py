@@ -79,7 +79,8 @@ async def frozen(stage: Stage) -> list[Finding]:
         code = await asyncio.to_thread(worker.wait, budget + 15)
         out = time.monotonic() - told
         await thawing
-        if out > budget - 2:  # what was sent into the frozen broker lies there unacked: it left like a killed one
+        clean = any(event["clean"] for event in worker.events() if event.get("event") == "worker_stopped")
+        if not clean:  # what was sent into the frozen broker lies there unacked: it left like a killed one
             scene.killed_at.append(time.time())
         successor = scene.worker()
         late = await scene.caught_up(180)
@@ -90,7 +91,9 @@ async def frozen(stage: Stage) -> list[Finding]:
                 "4-freeze",
                 f"broker frozen {freeze:.0f} s, worker told to stop while it is",
                 idle_within=freeze + budget + SESSION + REVOKE + 30,
-                notes=[f"out after {out:.1f} s of {budget:.0f} s, code {code}; {len(again)} calls made again"],
+                notes=[
+                    f"out after {out:.1f} s of {budget:.0f} s, code {code}, clean: {clean}; {len(again)} calls made again"
+                ],
                 asked={
                     "lag 0": late,
                     "out in its budget": None if out <= budget + 1 else f"{out:.1f} s",

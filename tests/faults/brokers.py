@@ -92,7 +92,7 @@ async def frozen(stage: Stage) -> list[Finding]:
                 f"broker frozen {freeze:.0f} s, worker told to stop while it is",
                 idle_within=freeze + budget + SESSION + REVOKE + 30,
                 notes=[
-                    f"out after {out:.1f} s of {budget:.0f} s, code {code}, clean: {clean}; {len(again)} calls made again"
+                    f"out after {out:.1f} of {budget:.0f} s, code {code}, clean: {clean}; {len(again)} calls made again"
                 ],
                 asked={
                     "lag 0": late,

@@ -72,8 +72,8 @@ async def frozen(stage: Stage) -> list[Finding]:
         await asyncio.to_thread(
             wait_until, lambda: scene.cheap.counters()["in_flight"] == 0 or None, within=20, what="all calls answered"
         )
-        calls = len(scene.cheap.entries())
-        answered = {entry.digest for entry in scene.cheap.entries()}
+        asked = scene.cheap.entries()
+        calls, answered = len(asked), {entry.digest for entry in asked}
         worker.terminate()
         told = time.monotonic()
         code = await asyncio.to_thread(worker.wait, budget + 15)

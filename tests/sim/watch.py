@@ -35,6 +35,7 @@ def was_committed(world: World, group: str, tp: TopicPartition, made: Committed,
     if low < len(log.offsets) and log.offsets[low] < made.offset:
         world.samples.append(Sample(world.loop.time(), {(tp[0], tp[1]): made.offset}, frozenset(world.answered)))
         world.breach("L4 no early commit", f"{group} committed {made.offset} of {tp}, {log.offsets[low]} is open")
+    world.last_commit[sent.process.name, tp] = sent.at
     before = world.committed.get(tp)
     world.committed[tp] = made
     if before is not None and made.offset < before.offset:
@@ -98,10 +99,9 @@ def judge_start(world: World, run: Run) -> None:
     heard = world.heard.get((run.process.name, run.place))
     if heard is None or not world.setup.state:
         return
-    # Known gap: where the partition has come back twice since, a commit of the epoch between, which did not hold this
-    # record, makes the store forget it (`StoreFlight.cover` looks at counts, not at what the commit says).
-    seeks = world.seeks.get((run.process.name, TopicPartition(*run.place[:2])), [])
-    if sum(at > heard.at for at in seeks) > 1:
+    # Known gap: any later commit of the partition makes the store forget it, even one of an epoch in which this record
+    # is still to be settled (`StoreFlight.cover` looks at counts, not at what the commit says).
+    if world.last_commit.get((run.process.name, TopicPartition(*run.place[:2])), 0.0) > heard.at:
         return
     if min(heard.run.process.died, run.at) > heard.at + 0.01 and keeps_maps(world):
         world.breach("L3 one outcome", f"{run.place} runs again in {run.process.name}, whose store knew it published")
@@ -116,7 +116,6 @@ def seeked(world: World, tp: TopicPartition, group: str) -> None:
     """A new owner begins: what it will redo, though it was done or is being published, is allowed for."""
     process = current()
     world.seeked_at[process, tp] = world.loop.time()
-    world.seeks.setdefault((process.name, tp), []).append(world.loop.time())
     made = world.broker.group(group).committed.get(tp)
     offset, finished = (made.offset, decode_finished(made.offset, made.metadata) or ()) if made else (0, ())
     log = world.broker.log(tp)

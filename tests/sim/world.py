@@ -23,6 +23,7 @@ from unittest import mock
 from aiokafka import TopicPartition
 
 from sluiceway.core.cascade import Role
+from sluiceway.core.held import Order
 from sluiceway.kafka.consumer import RoleConsumer
 from sluiceway.topicmap import TopicMap, topic_map
 from tests.sim import kafka
@@ -76,7 +77,7 @@ class World:
         self.holds = SimHolds(self)
         self.heard: dict[tuple[str, Place], Heard] = {}  # acks that a worker's process has seen
         self.seeked_at: dict[tuple[Process, TopicPartition], float] = {}
-        self.seeks: dict[tuple[str, TopicPartition], list[float]] = {}  # by a worker's name
+        self.last_commit: dict[tuple[str, TopicPartition], float] = {}  # by a worker's name
         self.revoked_at: dict[tuple[Process, str], tuple[float, float]] = {}  # the last two
         self.rounds: dict[str, int] = {}  # job id -> its round, where that is not 0
         self.bad: dict[Place, str] = {}  # what is no job -> why
@@ -93,7 +94,8 @@ class World:
         self.answered: set[Place] = set()
         self.answers: dict[Place, tuple[float, Process]] = {}  # when and by whom first
         self.deadline = DEADLINE
-        self.ends = HEAL + WITHIN
+        # One job after another, each of which may take its whole deadline.
+        self.ends = HEAL + WITHIN * (1 if self.setup.limits.order is Order.NONE else 2)
         self.outputs: list[Seen] = []
         self.runs: list[Run] = [Run(0, Place("", 0, 0), None, 0.0)]  # type: ignore[arg-type]  # number 0 is nobody's
         self.outgoing: dict[int, Run] = {}  # by number: their records are on the way

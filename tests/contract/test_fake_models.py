@@ -19,9 +19,10 @@ import jsonschema_rs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.fake_journal import read_ends
 from tests.support.fake_models import FakeAnswer, FakeFault, FakeModels, labels, named, read_journal
 from tests.support.fake_process import FakeProcess
-from tests.support.fake_scripts import FakeRequest, Script, by_model, faulty, obedient, told
+from tests.support.fake_scripts import LATE, FakeRequest, Script, by_model, faulty, obedient, told
 from tests.support.fake_tokens import compact, speak
 from tests.support.fake_wire import job_text
 
@@ -304,6 +305,17 @@ async def test_a_marker_tells_the_answer_and_its_confidence() -> None:
         assert reply["choices"][0]["message"]["content"] == '{"label":"login"}'
         _, reply = await post(fake, CHAT, chat("x [[sure:0.25]]"))
         assert abs(math.exp(sum(t["logprob"] for t in reply["choices"][0]["logprobs"]["content"])) - 0.25) < 0.001
+
+
+async def test_the_marked_job_is_late_and_the_journal_says_when_each_request_that_waited_ended(tmp_path: Path) -> None:
+    script = named("labels | late share=0 delay=0.3")
+    async with FakeModels(script, journal=tmp_path / "journal", keep_ends=True) as fake:
+        await post(fake, "/v1/chat/completions", chat("a prompt one"))
+        await post(fake, "/v1/chat/completions", chat(f"a late one {LATE}"))
+        prompt, late = fake.journal.entries
+        ends = read_ends(tmp_path / "journal")
+    assert list(ends) == [late.seq] != [prompt.seq]
+    assert ends[late.seq] - late.ts >= 0.29
 
 
 async def test_a_thousand_calls_over_fifty_connections_are_all_answered_and_journaled(tmp_path: Path) -> None:

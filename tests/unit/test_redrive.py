@@ -77,7 +77,7 @@ def test_what_says_not_where_it_came_from_stays(name: str) -> None:
         Filter(since=DIED, until=DIED + 0.001),
         Filter(),
     ],
-    ids=repr,
+    ids=["reasons", "task", "topic", "ids", "time", "all"],
 )
 def test_a_filter_takes_what_it_names(wanted: Filter) -> None:
     assert fate(letter(), wanted) is Fate.REDRIVEN

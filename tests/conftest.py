@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -60,6 +61,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("apache")
         if "real_model" in used:
             item.add_marker("real_model")
+        # With Apache Kafka at hand its variant is the one that everybody runs.
+        on = getattr(getattr(item, "callspec", None), "id", "")
+        if item.get_closest_marker("slow_on_embedded") and "embedded" in on and shutil.which("mvn") is not None:
+            item.add_marker("slow")
 
 
 def _started(folder: Path, *, secured: bool) -> ApacheKafka:

@@ -189,6 +189,7 @@ async def test_a_frozen_broker_keeps_nobody_from_stopping(apache_kafka: ApacheKa
         apache_kafka.thaw()
 
 
+@pytest.mark.slow_on_embedded
 async def test_a_reader_that_has_stopped_unsaid_is_noticed_and_replaced(any_kafka: Address, prefix: str) -> None:
     """aiokafka's fetch task has been seen to end without a word: then nothing would ever be known again."""
     connection, topic = await made(any_kafka, prefix)

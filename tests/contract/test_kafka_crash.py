@@ -66,6 +66,7 @@ async def test_after_kill_9_only_what_was_unfinished_is_done_again(world: World,
     assert repeats(found) == 0
 
 
+@pytest.mark.slow
 async def test_kills_at_random_moments_lose_nothing(world: World, tmp_path: Path) -> None:
     jobs = ids(10_000)
     await world.publish(jobs)
@@ -119,6 +120,7 @@ async def test_a_transactions_markers_leave_no_lag_and_its_aborted_jobs_are_not_
     assert works.journal == [b"kept-0", b"kept-2"]
 
 
+@pytest.mark.slow
 async def test_a_frozen_broker_turns_readiness_off_and_a_stop_keeps_its_budget(tmp_path: Path) -> None:
     """A broker of its own: nobody else's tests are to freeze with it."""
     kafka = await asyncio.to_thread(ApacheKafka(tmp_path).start)
@@ -149,6 +151,7 @@ async def test_a_frozen_broker_turns_readiness_off_and_a_stop_keeps_its_budget(t
         await asyncio.to_thread(kafka.stop)
 
 
+@pytest.mark.slow
 async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(tmp_path: Path) -> None:
     kafka = await asyncio.to_thread(ApacheKafka(tmp_path).start)
     try:

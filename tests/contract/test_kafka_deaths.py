@@ -27,7 +27,7 @@ async def mortal(world: World, folder: Path) -> asyncio.subprocess.Process:
     )
 
 
-@pytest.mark.parametrize("poison", [b"exit-now", b"raise-always"])
+@pytest.mark.parametrize("poison", [pytest.param(b"exit-now", marks=pytest.mark.slow), b"raise-always"])
 async def test_a_job_that_three_processes_died_of_runs_alone_and_then_is_a_dead_letter(
     world: World, tmp_path: Path, poison: bytes
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
+import pytest
 from tests.support.topics import Address, create_topics, publish
 
 from sluiceway.core.outcome import Result, Review, ReviewReason, Status, encode, outcome_id
@@ -24,6 +25,7 @@ def review(job: str) -> bytes:
     return encode(Review(outcome_id(job, 0), job, 0, "t", reason, "p", 0.0, _TRAIL, 0, 0.0, {"id": job}))
 
 
+@pytest.mark.slow_on_embedded
 async def test_duplicates_are_dropped_also_after_a_restart(any_kafka: Address, prefix: str) -> None:
     """What was handled never comes again, though its duplicates do; only what the loop was busy with is repeated."""
     results, reviews = f"{prefix}results", f"{prefix}reviews"

@@ -12,6 +12,7 @@ from tests.support.roles import Notes, Works, World, ids, until
 from tests.support.topics import Address
 
 from sluiceway.core.errors import Bug, InputError
+from sluiceway.core.stream import Limits
 from sluiceway.kafka.consumer import RoleConsumer
 from sluiceway.kafka.partitioner import murmur2, partition_of
 from sluiceway.kafka.publish import Publisher, TooLarge
@@ -198,16 +199,17 @@ async def test_while_the_broker_is_away_intake_pauses_and_nothing_is_settled(
     """What is in flight stays in flight; no more is taken than the limits allow."""
     world = World(apache_kafka.bootstrap)
     await world.make()
+    limits = Limits(jobs=500, queue=500)
     await world.publish(ids(3000))
     works = Works(world.results, held=lambda _: True)
-    async with world.publisher() as publisher, world.role(works, publisher) as role:
+    async with world.publisher() as publisher, world.role(works, publisher, limits=limits) as role:
         await until(lambda: works.running == 500)
         apache_kafka.freeze()
         try:
             works.release()
             await until(lambda: publisher.unacked == 500)
             assert role.stats().settled == 0
-            assert role.stats().taken <= 1000
+            assert role.stats().taken <= limits.jobs + limits.queue
         finally:
             apache_kafka.thaw()
         await until(lambda: role.stats().settled == 3000)

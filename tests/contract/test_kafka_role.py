@@ -83,6 +83,7 @@ async def test_a_join_is_one_rebalance(world: World) -> None:
             assert role._parts.group.generation == first + 1
 
 
+@pytest.mark.slow_on_embedded
 async def test_a_member_that_joins_takes_no_more_than_its_share_and_the_rest_stays_where_it_was(world: World) -> None:
     async with world.publisher() as publisher, world.role(Works(world.results), publisher) as first:
         await until(lambda: len(first.stats().partitions) == 4)
@@ -94,6 +95,7 @@ async def test_a_member_that_joins_takes_no_more_than_its_share_and_the_rest_sta
                 assert {row.partition for row in first.stats().partitions} <= kept
 
 
+@pytest.mark.slow_on_embedded
 async def test_rebalances_under_full_load_never_leave_a_partition_held_and_idle(world: World) -> None:
     """The hang of faust-traps 19: a hand-over that a rebalance had cancelled left partitions held, nothing consumed."""
     limits = Limits(jobs=100, queue=100, commit_interval=0.2)
@@ -113,6 +115,7 @@ async def test_rebalances_under_full_load_never_leave_a_partition_held_and_idle(
     assert set(await world.read()) == set(jobs)
 
 
+@pytest.mark.slow_on_embedded
 async def test_a_job_that_outlives_its_revoke_is_not_published_but_joined_when_it_comes_back(world: World) -> None:
     await world.publish(ids(40))
     held = [value for value in ids(40) if value.endswith(b"7")]

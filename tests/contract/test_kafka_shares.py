@@ -83,6 +83,7 @@ async def running(*children: Child) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "each for itself"])
+@pytest.mark.slow_on_embedded
 async def test_a_rate_limit_that_is_enforced_across_two_processes(
     any_kafka: Address, prefix: str, tmp_path: Path, shared: bool
 ) -> None:
@@ -130,6 +131,7 @@ async def test_workers_come_leave_and_are_killed_and_the_sum_stays_within_the_li
     assert server.most_over() <= LATE * RATE
 
 
+@pytest.mark.slow_on_embedded
 async def test_a_days_budget_is_spent_by_several_workers_and_never_passed(any_kafka: Address, prefix: str) -> None:
     """Two spend it as fast as they can, one comes later, one of them dies: all but a few calls' worth, and no more."""
     topic = f"{prefix}control"

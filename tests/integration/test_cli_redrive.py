@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import orjson
+import pytest
 from tests.support.evidence import Place, Published, read_outcomes
 from tests.support.fake_process import FakeProcess
 from tests.support.laws import check
@@ -25,6 +26,7 @@ async def redrive(rig: Rig, *arguments: str) -> tuple[int, dict[str, Any], str]:
     return done.returncode, orjson.loads(done.stdout or b"{}"), done.stderr
 
 
+@pytest.mark.slow_on_embedded
 async def test_fifty_jobs_of_a_task_that_was_missing_are_answered_in_the_next_round(any_rig: Rig, fakes: Fakes) -> None:
     """unknown_task, the policy is mended, one command: 50 results of round 1, and a second redrive does nothing."""
     rig, (cheap, frontier) = any_rig, fakes

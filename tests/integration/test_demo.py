@@ -208,6 +208,7 @@ def test_a_worker_that_fails_is_shown_with_its_log(start: Callable[..., Started]
 
 
 @on_linux
+@pytest.mark.slow
 def test_the_demo_runs_on_a_kafka_of_one_s_own(start: Callable[..., Started], apache_kafka: ApacheKafka) -> None:
     """`-b` on a single Apache Kafka: missing topics are made with the replicas it can hold, and it runs there twice."""
     for _ in range(2):

@@ -234,6 +234,7 @@ async def test_a_worker_refuses_to_start_where_an_accepted_job_might_fit_nowhere
     assert "Traceback" not in said
 
 
+@pytest.mark.slow_on_embedded
 async def test_a_bad_record_on_the_internal_topic_is_one_dead_letter_too(any_rig: Rig, fakes: Fakes) -> None:
     """Whatever lies in `escalations` and is no escalation becomes a dead letter of that group; the others go on."""
     rig, (cheap, frontier) = any_rig, fakes

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import orjson
+import pytest
 from tests.support.fake_models import JournalEntry
 from tests.support.fake_process import FakeProcess
 from tests.support.fake_wire import digest
@@ -41,6 +42,7 @@ def texts_of(entries: Iterable[JournalEntry]) -> set[str]:
     return {entry.digest for entry in entries}
 
 
+@pytest.mark.slow_on_embedded
 async def test_jobs_of_high_stakes_reach_the_frontier_alone_by_the_rule_that_their_trails_name(
     any_rig: Rig, fakes: Fakes
 ) -> None:
@@ -75,6 +77,7 @@ async def test_jobs_of_high_stakes_reach_the_frontier_alone_by_the_rule_that_the
             assert {route["facts"]["stakes"] for route in taken} == {"normal"}
 
 
+@pytest.mark.slow_on_embedded
 async def test_no_model_sees_a_job_above_its_clearance(any_rig: Rig, tmp_path: Path) -> None:
     """By the servers' own journals: restricted jobs reach the cleared model or none, whatever doubt or text says."""
     rig = any_rig
@@ -195,6 +198,7 @@ def hostile(trap: str) -> list[Item]:
     return items
 
 
+@pytest.mark.slow_on_embedded
 async def test_twenty_hostile_tickets_move_nothing(any_rig: Rig, tmp_path: Path) -> None:
     """Orders, urls, forged fields, forged headers: same route, verdict by schema, clearance kept, nobody called."""
     rig = any_rig

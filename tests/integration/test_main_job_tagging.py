@@ -31,7 +31,8 @@ TAGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [8, pytest.param(500, marks=pytest.mark.timeout(7200))])
 async def test_stories_are_tagged_by_a_real_model_while_tickets_share_its_worker(
     rig: Rig, real_model: RealModel, tmp_path: Path, count: int
 ) -> None:

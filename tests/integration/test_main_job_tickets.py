@@ -127,6 +127,7 @@ def _foreign(texts: Sequence[str]) -> tuple[dict[str, str], list[bytes]]:
 FOREIGN: dict[str, Any] = {"topic": SOURCE, "id": "/ticket/number", "tenant": "/org", "input": {"text": "/body"}}
 
 
+@pytest.mark.slow
 async def test_ten_thousand_tickets_come_out_once_and_the_ledger_is_the_meters_sum(rig: Rig, fakes: Fakes) -> None:
     """10,000 tickets, 10,000 outcomes; the doubted tenth waits for its worker; the ledger is tokens times price."""
     cheap, frontier = fakes

@@ -6,6 +6,7 @@ import asyncio
 import urllib.request
 from collections.abc import Iterable
 
+import pytest
 from tests.support.evidence import Disturbance
 from tests.support.fake_process import FakeProcess
 from tests.support.processes import Child
@@ -83,6 +84,7 @@ async def test_a_third_worker_joins_while_jobs_run_and_none_is_lost(rig: Rig, fa
     assert seen.ids(RESULTS) == everybody
 
 
+@pytest.mark.slow
 async def test_a_killed_worker_loses_nothing(rig: Rig, fakes: Fakes) -> None:
     """kill -9 of one of two workers mid-flight, and its restart: every id has its outcome, redone work is bounded."""
     cheap, frontier = fakes

@@ -50,6 +50,7 @@ def _page(worker: Child, path: str) -> str:
     return worker.wait_for_http(f"http://127.0.0.1:{port}{path}").decode()
 
 
+@pytest.mark.slow
 async def test_the_composed_command_lines_answer_every_ticket_with_no_key(kafka: ApacheKafka, tmp_path: Path) -> None:
     """Topics applied, 500 tickets published, one outcome each; the probes answer, and SIGTERM ends both with 0."""
     environment = {"SLUICEWAY_BOOTSTRAP_SERVERS": kafka.bootstrap}

@@ -66,6 +66,7 @@ def found() -> dict[str, Told | None]:
 
 
 @pytest.mark.timeout(900)  # the first of them looks for all
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", sorted(PLANTS))
 def test_a_planted_defect_is_caught(plant: str, found: dict[str, Told | None]) -> None:
     """Within a few hundred worlds; the story names law and seed."""

@@ -126,14 +126,18 @@ class FetchLoop:
     def _broken(self, error: BaseException) -> None:
         """aiokafka's coordination has met an error that it does not mend by itself."""
         self._meter.notice("group_error", group=self._settings.group, error=repr(error))
-        if not getattr(error, "retriable", False):
-            self._fail(
-                InputError(
-                    "group",
-                    f"group {self._settings.group}: {error!r}. Mend: check the principal's rights on the group, and"
-                    " that no second worker runs under the same --instance name",
-                )
+        if getattr(error, "retriable", False):
+            return
+        group, instance = self._settings.group, self._settings.instance
+        # aiokafka has no name for FENCED_INSTANCE_ID, the broker's answer to the one of two owners that it has left.
+        if instance is not None and "UnknownError" in repr(error):
+            detail = (
+                f"group {group}: another live worker runs as --instance {instance}, and the broker has fenced this one"
+                f" ({error!r}). Mend: give each worker a name of its own"
             )
+            self._fail(InputError("instance", detail))
+            return
+        self._fail(InputError("group", f"group {group}: {error!r}. Mend: check the principal's rights on the group"))
 
 
 def _record(record: ConsumerRecord) -> Record:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from aiokafka import errors as kafka_errors
 from aiokafka.consumer.fetcher import Fetcher
 from tests.support.roles import Works, World, caught_up, ids, repeats, until
 from tests.support.topics import Address
@@ -171,6 +172,24 @@ async def test_a_fetch_that_has_died_inside_aiokafka_stops_the_role(
         monkeypatch.undo()
         assert isinstance(error, InputError)
         assert error.reason == "group"
+
+
+async def test_a_member_that_the_broker_has_fenced_names_its_instance(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiokafka knows no FENCED_INSTANCE_ID (82): it ends its coordination with an error that says nothing."""
+    assert kafka_errors.for_code(82) is kafka_errors.UnknownError
+    fenced = kafka_errors.KafkaError(repr(kafka_errors.for_code(82)()))
+    async with world.publisher() as publisher, world.role(Works(world.results), publisher, instance="w-0") as role:
+        await until(lambda: role.ready()[0] and role.stats().partitions)
+        assert role._parts is not None
+        monkeypatch.setattr(role._parts.group, "broken", lambda: fenced)
+        async with asyncio.timeout(20):
+            error = await role.failed()
+        monkeypatch.undo()
+        assert isinstance(error, InputError)
+        assert error.reason == "instance"
+        assert "w-0" in error.detail
 
 
 async def test_a_job_with_nothing_to_write_is_settled(world: World) -> None:

@@ -51,6 +51,7 @@ from sluiceway.work import Desk
 
 STOP_BUDGET = 25.0  # seconds from the signal to the end of the process
 _GRACE = 2.0  # of it for the producer, and as much for control, probes and connections
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _CROWD = 0.2  # of the jobs in flight may sleep by rule; more of them wait in a retry topic
 
 
@@ -90,6 +91,19 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:  # not on Windows
         return None
     return uvloop.new_event_loop
+
+
+def _ignore_signals() -> None:
+    """All is done: a second signal has nothing left to hurry.
+
+    As it closes the loop would give signals their default back, and a process that ended in order the code of a kill.
+    """
+    loop = asyncio.get_running_loop()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for number in _SIGNALS:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 class _Part(Protocol):
@@ -180,6 +194,7 @@ class _Worker:
             watching.cancel()
             self._closing.close()
         self._log.info(Event.WORKER_STOPPED, code=code, clean=clean, spent_usd=ledger.usd(runner.spent))
+        _ignore_signals()
         return code, clean
 
     def _open_store(self) -> Store | None:
@@ -296,5 +311,5 @@ class _Worker:
                 os._exit(1)
             self._asked.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             loop.add_signal_handler(number, asked)

@@ -144,6 +144,20 @@ def test_a_suspect_runs_alone() -> None:
     assert offsets(stream.start(2.0)) == [4, 5, 6, 7]
 
 
+def test_a_suspect_that_is_joined_by_its_running_call_blocks_nobody_afterwards() -> None:
+    """The driver then settles the `Taken` of the earlier epoch, under the new one: seed 13952 of the simulation."""
+    stream = opened(Stream(LIMITS, suspect=lambda record: record.offset == 0), P0)
+    feed(stream, P0, Rec(0))
+    (before,) = stream.start(0.0)
+    stream.assign(P0, 0, "", 0, now=0.0)
+    feed(stream, P0, Rec(0))
+    (again,) = stream.start(0.0)
+    before.held, before.size = again.held, again.size
+    assert stream.settle(before, 1.0)
+    feed(stream, P0, Rec(1))
+    assert offsets(stream.start(1.0)) == [1]
+
+
 def test_a_suspect_whose_partition_goes_blocks_nobody() -> None:
     stream = opened(Stream(LIMITS, suspect=lambda record: record.offset == 0), P0, P1)
     feed(stream, P0, Rec(0))

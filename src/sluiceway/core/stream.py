@@ -300,8 +300,7 @@ class Stream:
         self.settled += 1
         self.last_progress = now
         held.queue.settled(job)
-        if job is self._alone:
-            self._alone = None
+        self._no_more_alone(job)
         if held.flood.settled(dead) and FLOOD not in held.reasons:
             held.reasons.add(FLOOD)
             self.floods.append(held.partition)
@@ -315,7 +314,12 @@ class Stream:
             held.bytes -= job.size
             self.running -= 1
             self.bytes -= job.size
-        if job is self._alone:
+        self._no_more_alone(job)
+
+    def _no_more_alone(self, job: Taken) -> None:
+        """By its place: a driver settles what it has joined, which may be another `Taken` of the same record."""
+        alone = self._alone
+        if alone is not None and alone.held is job.held and alone.record.offset == job.record.offset:
             self._alone = None
 
     @property

@@ -10,6 +10,7 @@ from sluiceway.core.call import Call, Failure, Reply
 from sluiceway.core.tokens import Tokens as Tokens
 
 if TYPE_CHECKING:
+    from sluiceway.core.held import Commit
     from sluiceway.core.job import Job
     from sluiceway.core.outcome import Ending
 
@@ -109,11 +110,8 @@ class Flight(Protocol):
     def blame(self, record: Record) -> None:
         """The process ends because of it: that counts as a death though all else stops in order."""
 
-    def mark(self) -> int:
-        """A point in time: what was published before it, a commit computed after it covers."""
-
-    def cover(self, topic: str, partition: int, mark: int) -> None:
-        """The broker has acked a commit that was computed at `mark`: what was published before needs no memory."""
+    def cover(self, commit: Commit) -> None:
+        """The broker has acked it: what was published of what it says to be done needs no memory."""
 
 
 class NoFlight:
@@ -140,10 +138,7 @@ class NoFlight:
     def blame(self, record: Record) -> None:
         pass
 
-    def mark(self) -> int:
-        return 0
-
-    def cover(self, topic: str, partition: int, mark: int) -> None:
+    def cover(self, commit: Commit) -> None:
         pass
 
 

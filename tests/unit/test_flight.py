@@ -24,6 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from sluiceway.archive.flight import SUSPECT_DEATHS, StoreFlight
 from sluiceway.archive.store import Bounds, Store
 from sluiceway.core.errors import Bug
+from sluiceway.core.held import Commit, Partition
+from sluiceway.core.offsets import METADATA_LIMIT, encode_finished
 from sluiceway.ports import Flight, Record
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,13 @@ def a_record(offset: int = 1, *, topic: str = "jobs", partition: int = 0, timest
 
 def a_store(directory: Path, time: Time | None = None, age: float = 1e6) -> Store:
     return Store(directory, bounds=Bounds(age=age), now=time or Time())
+
+
+def a_commit(offset: int, *finished: int, partition: int = 0) -> Commit:
+    """Of all before `offset`, and of these above it."""
+    text, left_out = encode_finished(offset, [(one, one + 1) for one in finished], METADATA_LIMIT)
+    assert not left_out
+    return Commit(Partition("jobs", partition), 1, offset, text, 0)
 
 
 @contextmanager
@@ -133,7 +142,7 @@ async def test_a_job_that_is_blamed_has_died_however_clean_the_stop(tmp_path: Pa
 
 
 async def test_what_was_published_is_known_until_a_commit_covers_it(tmp_path: Path) -> None:
-    """By this run and the next one that settles it: a commit computed before changes nothing, one after it forgets."""
+    """By this run, and by the next one: its own settling of it, and a commit that says so, make it forget."""
     store = a_store(tmp_path / "0")
     flight = StoreFlight(store, "g")
     for offset in (1, 2):
@@ -143,14 +152,13 @@ async def test_what_was_published_is_known_until_a_commit_covers_it(tmp_path: Pa
     store.flush()
     with dead(store, tmp_path / "1") as second:
         flight = StoreFlight(second, "g")
-        early = flight.mark()
         assert flight.was_published(a_record(1))
         flight.publish(a_record(1))
-        flight.cover("jobs", 0, early)
+        flight.cover(a_commit(1))  # as far as to it, without it
         assert flight.was_published(a_record(1))
-        flight.cover("jobs", 1, flight.mark())  # another partition
+        flight.cover(a_commit(2, partition=1))
         assert flight.was_published(a_record(1))
-        flight.cover("jobs", 0, flight.mark())
+        flight.cover(a_commit(2))
         assert not flight.was_published(a_record(1))
         second.flush()
         with dead(second, tmp_path / "2") as third:
@@ -159,21 +167,19 @@ async def test_what_was_published_is_known_until_a_commit_covers_it(tmp_path: Pa
             assert flight.was_published(a_record(2))  # nobody settled it in the second run
 
 
-async def test_a_commit_covers_its_partition_up_to_its_mark(tmp_path: Path) -> None:
-    """What was published after the mark, or elsewhere, is known to the next run."""
+async def test_a_commit_covers_what_it_says_to_be_done_and_no_more(tmp_path: Path) -> None:
+    """The watermark and the map above it; the rest, and what is of another partition, is known to the next run."""
     store = a_store(tmp_path / "0")
     flight = StoreFlight(store, "g")
-    records = [a_record(1), a_record(1, partition=1), a_record(2)]
-    marks = []
+    records = [a_record(1), a_record(1, partition=1), a_record(2), a_record(3), a_record(4)]
     for record in records:
         await flight.take(record, alone=False)
         flight.publish(record)
-        marks.append(flight.mark())
-    flight.cover("jobs", 0, marks[1])
+    flight.cover(a_commit(2, 3))
     store.flush()
     with dead(store, tmp_path / "1") as after:
         flight = StoreFlight(after, "g")
-        assert [flight.was_published(record) for record in records] == [False, True, True]
+        assert [flight.was_published(record) for record in records] == [False, True, True, False, True]
 
 
 async def test_a_job_taken_twice_is_dropped_whole(tmp_path: Path) -> None:
@@ -310,38 +316,35 @@ class Oracle:
     """What is known, in the plainest form: of this run, and of those before it."""
 
     running: dict[Job, bool] = field(default_factory=dict)  # -> alone
-    published: dict[Job, list[int]] = field(default_factory=dict)  # -> the marks at which
-    earlier: dict[Job, list[int]] = field(default_factory=dict)  # published by an earlier run
+    published: set[Job] = field(default_factory=set)
+    earlier: dict[Job, bool] = field(default_factory=dict)  # published by an earlier run -> and settled by this one
     deaths: dict[Job, tuple[int, bool]] = field(default_factory=dict)
 
-    def publish(self, job: Job, mark: int) -> None:
+    def publish(self, job: Job) -> None:
         taken = self.running.pop(job, None) is not None
         if job in self.earlier:
-            self.earlier[job].append(mark)
+            self.earlier[job] = True
         if taken or job not in self.earlier:
-            self.published.setdefault(job, []).append(mark)
+            self.published.add(job)
         self.deaths.pop(job, None)
 
     def die(self, job: Job, *, alone: bool) -> None:
         deaths, before = self.deaths.get(job, (0, False))
         self.deaths[job] = (deaths + 1, before or alone)
 
-    def cover(self, group: str, partition: int, mark: int) -> None:
-        for job in [job for job in {**self.published, **self.earlier} if job[0] == group]:
-            if job[1].partition != partition:
-                continue
-            if any(at <= mark for at in self.earlier.get(job, ())):
-                del self.earlier[job]
-            left = [at for at in self.published.pop(job, []) if at > mark]
-            if left:
-                self.published[job] = left
+    def cover(self, group: str, partition: int, done: set[int]) -> None:
+        for job in JOBS:
+            if job[0] == group and job[1].partition == partition and job[1].offset in done:
+                self.published.discard(job)
+                if self.earlier.get(job):
+                    del self.earlier[job]
 
     def next_run(self, *, died: bool) -> None:
         if died:
             for job, alone in self.running.items():
                 self.die(job, alone=alone)
         self.running.clear()
-        self.earlier = {job: [] for job in {**self.earlier, **self.published}}
+        self.earlier = dict.fromkeys([*self.earlier, *self.published], False)
         self.published.clear()
 
 
@@ -357,9 +360,8 @@ class FlightMachine(RuleBasedStateMachine):
     def open(self, directory: Path) -> None:
         self.store = a_store(directory)
         self.flights = {group: StoreFlight(self.store, group) for group in ("g", "h")}
-        self.marks = [("g", 0, 0)]
 
-    def act(self, what: str, job: Job, *, dies: bool, alone: bool = False) -> None:
+    def act(self, what: str, job: Job, *, dies: bool, alone: bool = False, commit: Commit | None = None) -> None:
         """Does it, and lets the turn end; or dies before the turn's end, so that nothing of it was written."""
         group, record = job
         flight = self.flights[group]
@@ -369,9 +371,8 @@ class FlightMachine(RuleBasedStateMachine):
             if what == "take":
                 task = asyncio.ensure_future(flight.take(record, alone=alone))
                 await asyncio.sleep(0)
-            elif what == "cover":
-                mark_group, partition, mark = self.marks[-1]
-                self.flights[mark_group].cover("jobs", partition, mark)
+            elif commit is not None:
+                flight.cover(commit)
             else:
                 getattr(flight, what)(record)
             if dies:
@@ -409,7 +410,7 @@ class FlightMachine(RuleBasedStateMachine):
 
     @rule(job=st.sampled_from(JOBS), dies=st.booleans())
     def publish(self, job: Job, dies: bool) -> None:
-        self.known.publish(job, self.flights[job[0]].mark() + 1)
+        self.known.publish(job)
         self.act("publish", job, dies=dies)
 
     @rule(job=st.sampled_from(JOBS), dies=st.booleans())
@@ -428,16 +429,17 @@ class FlightMachine(RuleBasedStateMachine):
                 self.image()
                 self.next_run(self.image_of(self.opened), died=True)
 
-    @rule(job=st.sampled_from(JOBS))
-    def compute_commit(self, job: Job) -> None:
-        self.marks.append((job[0], job[1].partition, self.flights[job[0]].mark()))
-
-    @rule(which=st.integers(1, 3), dies=st.booleans())
-    def ack_commit(self, which: int, dies: bool) -> None:
-        """One that was computed now or some time ago."""
-        self.marks = self.marks[: max(1, len(self.marks) - which + 1)]
-        self.known.cover(*self.marks[-1])
-        self.act("cover", JOBS[0], dies=dies)
+    @rule(
+        job=st.sampled_from(JOBS),
+        offset=st.integers(0, 3),
+        above=st.sets(st.integers(0, 3)),
+        dies=st.booleans(),
+    )
+    def ack_commit(self, job: Job, offset: int, above: set[int], dies: bool) -> None:
+        finished = sorted(one for one in above if one > offset)
+        partition = job[1].partition
+        self.known.cover(job[0], partition, {*range(offset), *finished})
+        self.act("cover", job, dies=dies, commit=a_commit(offset, *finished, partition=partition))
 
     @rule()
     def crash(self) -> None:

@@ -9,10 +9,11 @@ are read as the role's flight is made: what was running has died once more, what
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict, deque
 
 from sluiceway.archive.store import Store
 from sluiceway.archive.tables import Stage
+from sluiceway.core.held import Commit, Partition
+from sluiceway.core.offsets import decode_finished
 from sluiceway.ports import Record
 
 SUSPECT_DEATHS = 3
@@ -43,9 +44,8 @@ class StoreFlight:
         self._takes, self._publishes = store.batch(_TAKE), store.batch(_PUBLISH)
         self._blames, self._ends, self._forgives = store.batch(_BLAME), store.batch(_END), store.batch(_FORGIVE)
         self._running: dict[Coordinates, int] = {}
-        self._count = 0  # of what was published in this run
-        self._uncovered: dict[tuple[str, int], deque[tuple[int, int, bytes | None, Coordinates]]] = defaultdict(deque)
-        self._own: Counter[Coordinates] = Counter()  # published in this run, and uncovered
+        self._uncovered: dict[Partition, list[tuple[int, bytes | None, Coordinates]]] = {}
+        self._own: set[Coordinates] = set()  # published in this run, and uncovered
         self._published, self._deaths = self._left_over()
 
     def _left_over(self) -> tuple[dict[bytes, list[int]], dict[bytes, tuple[int, bool]]]:
@@ -103,17 +103,16 @@ class StoreFlight:
         coordinates = _coordinates(record)
         row = self._running.get(coordinates)
         known = self._key(coordinates) if self._published or self._deaths else None
-        self._count += 1
-        uncovered = self._uncovered[record.topic, record.partition]
+        uncovered = self._uncovered.setdefault(Partition(record.topic, record.partition), [])
         if known in self._published:
-            uncovered.append((self._count, 0, known, coordinates))
+            uncovered.append((0, known, coordinates))
         elif row is None:
             row = self._insert(coordinates, Stage.PUBLISHED)
         if row is not None:
             del self._running[coordinates]
             self._publishes.append((row,))
-            uncovered.append((self._count, row, None, coordinates))
-            self._own[coordinates] += 1
+            uncovered.append((row, None, coordinates))
+            self._own.add(coordinates)
         if known is not None and self._deaths.pop(known, None) is not None:
             self._forgives.append((known,))
         self._store.soon()
@@ -135,23 +134,27 @@ class StoreFlight:
 
     # -- commits ------------------------------------------------------------------------------------------------
 
-    def mark(self) -> int:
-        """A point in time: what was published before it, a commit computed after it covers."""
-        return self._count
+    def cover(self, commit: Commit) -> None:
+        """The broker has acked it: what was published of what it says to be done needs no memory.
 
-    def cover(self, topic: str, partition: int, mark: int) -> None:
-        """The broker has acked a commit that was computed at `mark`: what was published before needs no memory."""
-        uncovered = self._uncovered.get((topic, partition))
-        if not uncovered or uncovered[0][0] > mark:
+        A record that this epoch has not settled again is not in it, though it was published in an earlier one.
+        """
+        uncovered = self._uncovered.pop(commit.partition, None)
+        if not uncovered:
             return
-        while uncovered and uncovered[0][0] <= mark:
-            _, row, known, coordinates = uncovered.popleft()
-            if self._own[coordinates] > 1:
-                self._own[coordinates] -= 1
-            else:
-                del self._own[coordinates]
+        finished = decode_finished(commit.offset, commit.metadata) or ()
+        left = []
+        for entry in uncovered:
+            row, known, coordinates = entry
+            offset = coordinates[2]
+            if offset >= commit.offset and not any(first <= offset < last for first, last in finished):
+                left.append(entry)
+                continue
+            self._own.discard(coordinates)
             rows = [row] if known is None else self._published.pop(known, ())
             self._ends.extend((row,) for row in rows)
+        if left:
+            self._uncovered[commit.partition] = left
         self._store.soon()
 
     # -- rows ---------------------------------------------------------------------------------------------------

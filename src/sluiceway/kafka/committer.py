@@ -48,7 +48,7 @@ class Committer:
             return False
         commits = self._stream.commit_due(self._loop.time(), force=force)
         if commits:
-            self._task = asyncio.create_task(self._commit(commits, self.generation, self._flight.mark()))
+            self._task = asyncio.create_task(self._commit(commits, self.generation))
         return bool(commits)
 
     async def now(self, until: float) -> bool:
@@ -69,7 +69,7 @@ class Committer:
             self._stream.commit_failed(self._loop.time())
         return False
 
-    async def _commit(self, commits: Sequence[Commit], generation: int, mark: int) -> None:
+    async def _commit(self, commits: Sequence[Commit], generation: int) -> None:
         try:
             outcome = await self._group.commit(commits, generation, self._settings.commit_timeout)
         except InputError as error:
@@ -84,7 +84,7 @@ class Committer:
             self.failures = 0
             self._stream.committed(commits, now)
             for commit in commits:
-                self._flight.cover(*commit.partition, mark)
+                self._flight.cover(commit)
             return
         self.failures += 1
         self._stream.commit_failed(now, self._settings.retry_pause)

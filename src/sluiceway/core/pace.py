@@ -19,7 +19,8 @@ _UNDER = 0.97
 _AGAIN = 0.85  # refused soon after a cut: what was accepted before it was still a burst
 _SOON = 2.0  # seconds
 _RISE = 0.01  # of the pace, a second
-_RISE_THIN = 0.5  # the same where too few grants were seen to learn a rate from
+_RISE_THIN = 0.5  # the same where the grants were few and far between: that was the demand, perhaps not the limit
+_DENSE = 4.0  # seconds within which grants must lie to tell of a limit at their first refusal
 _SLOWEST = 0.2  # requests a second
 _FORGOTTEN = 2.0  # risen to this many times its beginning without a refusal: there is no such limit
 _NEAR = 0.9  # of the rate last seen to be accepted: up to here answers alone raise the pace
@@ -82,8 +83,9 @@ class Pace:
         """The endpoint has answered that request."""
         if self.active and sent.at >= self._cut_at:
             self._answered = True
-            if self.rate(now) < _NEAR * self._good:
-                self._base += 1.0
+            below = _NEAR * self._good - self.rate(now)
+            if below > 0:
+                self._base += min(1.0, below)
 
     def refused(self, sent: Sent, now: float) -> None:
         """The endpoint would not take that request."""
@@ -98,7 +100,10 @@ class Pace:
                 break
             accepted += not other.refused
             first = other.at
-        self._rise = _RISE if accepted >= _LEAST or (self.active and self._rise == _RISE) else _RISE_THIN
+        if accepted >= _LEAST and sent.at - first <= _DENSE:
+            self._rise = _RISE
+        else:  # what is refused again and again at a few a second is a limit after all
+            self._rise = max(_RISE, self._rise / 2) if self.active else _RISE_THIN
         # While everything is refused nothing is learned of the rate that will be accepted after it.
         if not self.active:
             self._good = accepted / max(sent.at - first, _WINDOW)

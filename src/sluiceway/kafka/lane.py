@@ -43,13 +43,14 @@ class Entry:
 class Lane:
     """One partition's way out: what waits, and the one batch that is under way."""
 
-    __slots__ = ("first_failure", "number", "sending", "single", "topic", "waiting")
+    __slots__ = ("first_failure", "number", "producer", "sending", "single", "topic", "waiting")
 
     def __init__(self, topic: str, number: int) -> None:
         self.topic = topic
         self.number = number
         self.waiting: deque[Entry] = deque()
         self.sending: list[Entry] | None = None
+        self.producer = 0  # which of the publisher's producers has it
         self.first_failure: float | None = None
         self.single = False  # one record a batch
 

@@ -5,7 +5,8 @@ task fills a batch a partition from our own queues and hands it over, one outsta
 settles all its records. A partition without a leader delays nobody else.
 
 Nothing is dropped: a record is acked, or handed back as `TooLarge`, or the publisher fails as a whole and says why.
-A producer that the broker has put out of step (OutOfOrderSequenceNumber) is replaced and what is unacked sent again.
+A producer that the broker has put out of step (OutOfOrderSequenceNumber) is replaced. What it has under way in other
+partitions may still be written, so a lane waits for that, within bounds, before it sends the same again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ from sluiceway.kafka.topics import sizes
 from sluiceway.ports import Outgoing
 
 __all__ = ["OnAck", "Publisher", "TooLarge"]
+
+_ENVELOPE = 4096  # bytes of a request beside its largest record
+_RETIRE = 5.0  # seconds for a replaced producer to hear of what it has under way
+_MEASURE = 5.0  # seconds for asking how much the topics take
 
 
 class Publisher:
@@ -61,8 +66,9 @@ class Publisher:
         self._producer: AIOKafkaProducer | None = None
         self._generation = 0
         self._rebuild = False
+        self._measured = True  # no refusal since the topics' limits were read
         self._task: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[bool]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[BaseException] = self._loop.create_future()
         self._max_request = 1 << 20
@@ -83,7 +89,7 @@ class Publisher:
                 "topics", f"missing on {self._connection.bootstrap}: {', '.join(missing)}. Mend: sluiceway topics apply"
             )
         limits = {name: size for name, size in found.items() if size is not None}
-        self._max_request = max([*limits.values(), 1 << 20]) + 4096
+        self._max_request = max([*limits.values(), 1 << 20]) + _ENVELOPE
         try:
             self._producer = await self._new_producer()
             for name, limit in limits.items():
@@ -203,6 +209,8 @@ class Publisher:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                if not self._measured:
+                    await self._measure()
                 if self._rebuild:
                     await self._replace_producer()
                 while self._ready and not self._rebuild:
@@ -216,12 +224,16 @@ class Publisher:
             return
         producer = self._producer
         assert producer is not None  # noqa: S101  the task runs only after start()
+        limit = self._topics[lane.topic].limit
         batch = producer.create_batch()
         entries: list[Entry] = []
         while waiting:
             entry = waiting[0]
-            if entry.done:
+            if entry.done:  # the ack came after all
                 waiting.popleft()
+                continue
+            if entry.size > limit:  # it was lowered while this one waited
+                self._settle(waiting.popleft(), TooLarge(lane.topic, entry.size, limit))
                 continue
             out = entry.outgoing
             if batch.append(key=out.key, value=out.value, timestamp=None, headers=list(out.headers)) is None:
@@ -231,26 +243,25 @@ class Publisher:
                 break
         if not entries:
             return
-        lane.sending = entries
-        generation = self._generation
+        lane.sending, lane.producer = entries, self._generation
         try:
             future = await producer.send_batch(batch, lane.topic, partition=lane.number)
         except kafka_errors.KafkaError as error:
-            self._batch_failed(lane, entries, generation, error)
+            self._batch_failed(lane, entries, error)
             return
-        future.add_done_callback(partial(self._batch_done, lane, entries, generation))
+        future.add_done_callback(partial(self._batch_done, lane, entries))
 
-    def _batch_done(self, lane: Lane, entries: list[Entry], generation: int, future: asyncio.Future[Any]) -> None:
+    def _batch_done(self, lane: Lane, entries: list[Entry], future: asyncio.Future[Any]) -> None:
         if future.cancelled():
             error: BaseException | None = kafka_errors.ProducerClosed()
         else:
             error = future.exception()
         if error is not None:
-            self._batch_failed(lane, entries, generation, error)
+            self._batch_failed(lane, entries, error)
             return
         for entry in entries:
             self._settle(entry, None)
-        if generation == self._generation:
+        if lane.sending is entries:
             lane.sending = None
             lane.first_failure = None
             if lane.waiting:
@@ -271,15 +282,17 @@ class Publisher:
         if not self._unacked:
             self._idle.set()
 
-    def _batch_failed(self, lane: Lane, entries: list[Entry], generation: int, error: BaseException) -> None:
-        if generation != self._generation or self.failed_now:
-            return  # its records went back into the lane when the producer was replaced
+    def _batch_failed(self, lane: Lane, entries: list[Entry], error: BaseException) -> None:
+        if lane.sending is not entries or self.failed_now:
+            return
         loop = self._loop
         lane.sending = None
+        current = lane.producer == self._generation
         fault = send_fault(error)
         if fault is SendFault.TOO_LARGE:
             # The topic's limit was lowered after our start, and an idempotent producer is out of step for good now.
-            self._rebuild = self.idempotent
+            self._rebuild = self._rebuild or (self.idempotent and current)
+            self._measured = False
             if len(entries) == 1:
                 self._settle(entries[0], TooLarge(lane.topic, entries[0].size, self._topics[lane.topic].limit))
             else:
@@ -293,7 +306,7 @@ class Publisher:
         if lane.first_failure is None:
             lane.first_failure = loop.time()
         if fault is SendFault.OUT_OF_STEP:
-            self._rebuild = True
+            self._rebuild = self._rebuild or current
             self._again(lane)
         elif fault is SendFault.REFUSED:
             self._fail(
@@ -312,21 +325,16 @@ class Publisher:
         self._wake.set()
 
     async def _replace_producer(self) -> None:
-        """A new producer id; every unacked record goes to the front of its lane and out again."""
+        """A new producer id. What the old one has under way comes back into its lane unless it is acked meanwhile."""
         old, self._producer = self._producer, None
-        self._generation += 1
-        self._ready.clear()
-        for lane in self._lanes():
-            if lane.sending:
-                lane.waiting.extendleft(reversed([entry for entry in lane.sending if not entry.done]))
-            lane.sending = None
-            if lane.waiting:
-                self._ready.append(lane)
         self._meter.notice("producer_replaced", unacked=self._unacked)
         if old is not None:
-            task = asyncio.create_task(close_producer(old, 5.0))
+            lanes = [lane for lane in self._lanes() if lane.producer == self._generation]
+            left = [(lane, lane.sending) for lane in lanes if lane.sending]
+            task = asyncio.create_task(self._retire(old, left))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+        self._generation += 1
         pause = self._connection.number("retry.backoff.ms") / 1000
         while self._producer is None:
             try:
@@ -336,6 +344,21 @@ class Publisher:
                 await asyncio.sleep(pause)
                 pause = min(5.0, pause * 2)
         self._rebuild = False
+
+    async def _retire(self, old: AIOKafkaProducer, left: list[tuple[Lane, list[Entry]]]) -> None:
+        await close_producer(old, _RETIRE)
+        for lane, entries in left:
+            self._batch_failed(lane, entries, kafka_errors.ProducerClosed())
+
+    async def _measure(self) -> None:
+        """The topics' limits read again, if they can be: what does not fit is better refused than sent."""
+        self._measured = True
+        with contextlib.suppress(InputError, TimeoutError):
+            async with asyncio.timeout(_MEASURE):
+                found = await sizes(self._connection, self._names, 0.0)
+            for name, limit in found.items():
+                if limit is not None:
+                    self._topics[name].limit = min(limit, self._max_request - _ENVELOPE)
 
     async def _new_producer(self) -> AIOKafkaProducer:
         producer, self.idempotent = await open_producer(self._connection, self._max_request, self.idempotent)

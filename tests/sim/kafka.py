@@ -311,7 +311,7 @@ class SimIntake:
             self._app.duties.crashed(error)
 
 
-async def _sizes(_connection: object, names: Sequence[str]) -> dict[str, int | None]:
+async def _sizes(_connection: object, names: Sequence[str], _patience: float = 0.0) -> dict[str, int | None]:
     broker = BROKER[-1]
     await broker.travel()
     return {name: broker.limits.get(name, 1 << 20) for name in names}
@@ -323,7 +323,10 @@ async def _open_producer(_connection: object, _size: int, idempotent: bool) -> t
     return SimProducer(idempotent), idempotent
 
 
-async def _close_producer(producer: SimProducer, _budget: float) -> bool:
+async def _close_producer(producer: SimProducer, budget: float) -> bool:
+    if producer.under_way:
+        await asyncio.wait(list(producer.under_way), timeout=budget)
+    producer.closed = True
     for acked in list(producer.under_way):
         producer.doubt(acked)
     await producer.broker.travel()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from random import Random
+from typing import NamedTuple
 
 from sluiceway.core.allowance import Allowance
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, TokenLogprob, Usage
@@ -28,7 +29,16 @@ from tests.sim.loop import Process, current
 from tests.support.core import LABELS
 from tests.support.fake_journal import JournalEntry, Metered
 
-RUN: ContextVar[int] = ContextVar("run", default=0)  # the run of a job's work in which a call is made
+
+class Begun(NamedTuple):
+    """A run of a job's work, by its number and when it began."""
+
+    number: int
+    at: float
+
+
+NOBODY = Begun(0, 0.0)
+RUN: ContextVar[Begun] = ContextVar("run", default=NOBODY)  # in which a call is made
 
 OnRecord = Callable[[Call], bool]
 """Whether the store has it on file that the call is made."""
@@ -65,11 +75,16 @@ class Moods:
 
 @dataclass(slots=True)
 class Calls:
-    """What one process asked of one model: when, and whether its job had failed there before."""
+    """What one process asked of one model: when, and whether that was a second try.
+
+    It is one where this run has called there before, or where the job had failed there before this run began. A copy of
+    a job that stands in line while the other copy fails makes a first try of its own.
+    """
 
     who: str
     made: list[tuple[float, bool]] = field(default_factory=list)
-    failed: set[str] = field(default_factory=set)
+    failed: dict[str, float] = field(default_factory=dict)  # job -> since when
+    runs: set[int] = field(default_factory=set)
     under_way: int = 0
     most: int = 0
 
@@ -94,7 +109,10 @@ class SimModels:
         loop, name = asyncio.get_running_loop(), call.model.name
         process = current()
         line = self.lines.setdefault((process, name), Calls(f"{process.name} at {name}"))
-        line.made.append((loop.time(), call.job_id in line.failed))
+        run = RUN.get()
+        known = line.failed.get(call.job_id)
+        line.made.append((loop.time(), known is not None and (run.number in line.runs or known <= run.at)))
+        line.runs.add(run.number)
         line.under_way += 1
         line.most = max(line.most, line.under_way + len(line.failed))
         begin = loop.time()
@@ -103,14 +121,14 @@ class SimModels:
         except asyncio.CancelledError:
             # The pool's time-out is a failure; a job that was cancelled says nothing.
             if loop.time() >= begin + call.model.timeout or clock.now() >= call.deadline:
-                line.failed.add(call.job_id)
+                line.failed.setdefault(call.job_id, loop.time())
             raise
         finally:
             line.under_way -= 1
         if isinstance(answered, Failure):
-            line.failed.add(call.job_id)
+            line.failed.setdefault(call.job_id, loop.time())
         else:
-            line.failed.discard(call.job_id)
+            line.failed.pop(call.job_id, None)
         return answered
 
     async def _answered(self, call: Call, on_record: OnRecord) -> Reply | Failure:
@@ -145,7 +163,7 @@ class SimModels:
         )
         if metered is not None:
             self.undelivered.add(response_id)
-            self.made_in[response_id] = RUN.get()
+            self.made_in[response_id] = RUN.get().number
             self.said[response_id] = what
         seconds = 0.05 + dice.expovariate(4.0)
         if what == "slow":

@@ -48,7 +48,7 @@ class SimHolds:
         world = self._world
         now = world.loop.time()
         for (group, partition), since in list(self.held.items()):
-            if now - since < 6.0:
+            if now - since < (2.0 if world.healed else 6.0):  # a long run of bad records is held every few of them
                 continue
             del self.held[group, partition]
             for process, one in list(self._aware):

@@ -148,7 +148,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "publish_failure_forgotten": _plant(
         (_P, "_batch_failed", "lane.waiting.extendleft(reversed(entries))\n    name", "name")
     ),
-    "unacked_forgotten_with_its_producer": _plant((_P, "_replace_producer", "if lane.sending:", "if False:")),
+    "unacked_forgotten_with_its_producer": _plant((_P, "_replace_producer", "if lane.sending]", "if False]")),
     "commit_failure_taken_for_done": _plant(
         (committer.Committer, "_commit", "if outcome is Committed.DONE:", "if True:")
     ),
@@ -162,7 +162,9 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
             "    self._unacked += 1\n    waiting.append(Entry(",
         )
     ),
-    "batch_of_a_replaced_producer_forgotten": _plant((_P, "_replace_producer", "if not entry.done]", "if entry.done]")),
+    "under_way_in_a_replaced_producer_sent_again": _plant(
+        (_P, "_retire", "await close_producer(old, _RETIRE)", "pass")
+    ),
     "published_and_forgotten": _plant(
         (flight.StoreFlight, "was_published", "or (bool(self._published) and", "or (False and")
     ),
@@ -170,8 +172,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (flight.StoreFlight, "was_published", "return coordinates in self._own or", "return")
     ),
     "memory_covered_by_an_earlier_commit": _plant(
-        (flight.StoreFlight, "cover", "uncovered[0][0] > mark", "False"),
-        (flight.StoreFlight, "cover", "uncovered[0][0] <= mark", "True"),
+        (flight.StoreFlight, "cover", "offset >= commit.offset and", "False and"),
     ),
     "oversize_settles_unpublished": _plant((_J, "_acked", "if result is None:", "if True:")),
     # Work, runner, cascade.

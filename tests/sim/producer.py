@@ -10,7 +10,7 @@ from aiokafka import errors as kafka_errors
 from tests.sim.broker import BROKER
 from tests.sim.loop import current
 
-_PRODUCE_TIMEOUT = 3.0  # seconds
+_PRODUCE_TIMEOUTS = (3.0, 8.0)  # seconds: less and more than a replaced producer is waited for
 
 
 class _Batch:
@@ -42,6 +42,7 @@ class SimProducer:
         self.process = current()
         self.idempotent = idempotent
         self.out_of_step = False
+        self.closed = False  # nobody is told any more of what is under way
         self.under_way: dict[asyncio.Future[None], _Batch] = {}
         self.client = self
 
@@ -61,12 +62,12 @@ class SimProducer:
 
         def fails(error: BaseException) -> None:
             self.under_way.pop(acked, None)
-            if not acked.done() and not self.process.dead:
+            if not acked.done() and not self.process.dead and not self.closed:
                 acked.set_exception(error)
                 acked.exception()  # seen: its owner may be frozen, and killed before it looks
 
         def is_acked() -> None:
-            if not acked.done():
+            if not acked.done() and not self.closed:
                 timeout.cancel()
                 self.under_way.pop(acked, None)
                 acked.set_result(None)
@@ -85,7 +86,7 @@ class SimProducer:
                 broker.append(topic, partition, key, value, headers, broker.wall())
             if lost:
                 broker.note("produce_ack_lost", topic=topic, records=len(batch.records))
-            elif not acked.done():
+            elif not acked.done() and not self.closed:
                 broker.later(0.001, is_acked)
 
         dice = broker.dice.random()
@@ -101,7 +102,7 @@ class SimProducer:
             broker.later(broker.latency(), fails, error())
             return acked
         broker.later(broker.latency(), arrives, dice - weather.produce_error < weather.produce_lost)
-        timeout = broker.later(_PRODUCE_TIMEOUT, self._timed_out, acked)
+        timeout = broker.later(broker.dice.choice(_PRODUCE_TIMEOUTS), self._timed_out, acked)
         return acked
 
     def doubt(self, acked: asyncio.Future[None]) -> None:
@@ -113,7 +114,7 @@ class SimProducer:
 
     def _timed_out(self, acked: asyncio.Future[None]) -> None:
         self.doubt(acked)
-        if not acked.done() and not self.process.dead:
+        if not acked.done() and not self.process.dead and not self.closed:
             self.broker.note("produce_timeout")
             acked.set_exception(kafka_errors.RequestTimedOutError())
             acked.exception()

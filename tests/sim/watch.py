@@ -35,7 +35,6 @@ def was_committed(world: World, group: str, tp: TopicPartition, made: Committed,
     if low < len(log.offsets) and log.offsets[low] < made.offset:
         world.samples.append(Sample(world.loop.time(), {(tp[0], tp[1]): made.offset}, frozenset(world.answered)))
         world.breach("L4 no early commit", f"{group} committed {made.offset} of {tp}, {log.offsets[low]} is open")
-    world.last_commit[sent.process.name, tp] = sent.at
     before = world.committed.get(tp)
     world.committed[tp] = made
     if before is not None and made.offset < before.offset:
@@ -98,10 +97,6 @@ def judge_start(world: World, run: Run) -> None:
     """
     heard = world.heard.get((run.process.name, run.place))
     if heard is None or not world.setup.state:
-        return
-    # Known gap: any later commit of the partition makes the store forget it, even one of an epoch in which this record
-    # is still to be settled (`StoreFlight.cover` looks at counts, not at what the commit says).
-    if world.last_commit.get((run.process.name, TopicPartition(*run.place[:2])), 0.0) > heard.at:
         return
     if min(heard.run.process.died, run.at) > heard.at + 0.01 and keeps_maps(world):
         world.breach("L3 one outcome", f"{run.place} runs again in {run.process.name}, whose store knew it published")

@@ -201,7 +201,7 @@ class SimWorker:
             place = Place(record.topic, record.partition, record.offset)
             it = world.began(self, place)
             begin, thaws = it.at, process.thaws
-            models.RUN.set(it.number)
+            models.RUN.set(models.Begun(it.number, it.at))
             key = (record.topic, record.partition, record.key or b"")
             left = remaining(record.value) if record.topic in world.internal else world.deadline
             delay = world.topics.delays.get(record.topic, 0.0)

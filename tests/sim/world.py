@@ -77,7 +77,6 @@ class World:
         self.holds = SimHolds(self)
         self.heard: dict[tuple[str, Place], Heard] = {}  # acks that a worker's process has seen
         self.seeked_at: dict[tuple[Process, TopicPartition], float] = {}
-        self.last_commit: dict[tuple[str, TopicPartition], float] = {}  # by a worker's name
         self.revoked_at: dict[tuple[Process, str], tuple[float, float]] = {}  # the last two
         self.rounds: dict[str, int] = {}  # job id -> its round, where that is not 0
         self.bad: dict[Place, str] = {}  # what is no job -> why

@@ -23,7 +23,7 @@ from sluiceway.core.route import Router
 from sluiceway.models import prices, providers, tokens
 from sluiceway.models.pool import Pool
 from sluiceway.models.sharing import SharedCalls
-from sluiceway.ports import Clock, Journal, Meter
+from sluiceway.ports import Answers, Clock, Journal, Meter
 from sluiceway.runner import Runner
 
 _JITTER_ONLY = b"sluiceway: no rule of this policy tosses a coin"
@@ -62,12 +62,14 @@ def open_runner(
     meter: Meter,
     environ: Mapping[str, str] | None = None,
     journal: Journal | None = None,
+    answers: Answers | None = None,
     roles: Collection[Role] = tuple(Role),
     leaving: Leaving = NEVER,
 ) -> tuple[Runner, Pool]:
     """A runner of `policy` on its real models; whoever opens them closes the pool. No model is called yet.
 
-    Only the models that `roles` can call are opened: a jobs worker needs no key of a reference.
+    Only the models that `roles` can call are opened: a jobs worker needs no key of a reference. `answers`: where those
+    that the policy lets be kept outlive the process.
 
     Raises InputError: a key, a secret, a file or an installed extra is missing; each with its mend.
     """
@@ -76,7 +78,7 @@ def open_runner(
     secret = read_secret(policy, environ)
     detect = language.detector() if _needs_language(policy) else None
     pool = Pool.open(_called_by(policy, roles), clock, encoding, environ=environ)
-    models = SharedCalls(pool, policy.sharing, policy.digest, clock) if policy.sharing.on else pool
+    models = SharedCalls(pool, policy.sharing, policy.digest, clock, answers) if policy.sharing.on else pool
     runner = Runner(
         policy,
         models,

@@ -10,9 +10,11 @@ from sluiceway.core.call import Call, Failure, Reply
 from sluiceway.core.tokens import Tokens as Tokens
 
 if TYPE_CHECKING:
+    from sluiceway.core.catalog import Clearance
     from sluiceway.core.held import Commit
     from sluiceway.core.job import Job
     from sluiceway.core.outcome import Ending
+    from sluiceway.core.sharing import Kept
 
 Headers = tuple[tuple[str, bytes | None], ...]  # Kafka lets a header have no value
 
@@ -139,6 +141,26 @@ class NoFlight:
         pass
 
     def cover(self, commit: Commit) -> None:
+        pass
+
+
+class Answers(Protocol):
+    """Answers that outlive the process, by the keys of `core.sharing`. Whoever finds one judges its age."""
+
+    def find(self, key: bytes) -> Kept | None:
+        """The answer under `key`, None where none is held or what is held can't be read."""
+
+    def keep(self, key: bytes, kept: Kept, clearance: Clearance) -> None:
+        """Holds an answer to data of `clearance`, unless such data may not lie there."""
+
+
+class NoAnswers:
+    """Holds nothing: answers last as long as the process."""
+
+    def find(self, key: bytes) -> Kept | None:  # noqa: ARG002  the protocol's signature
+        return None
+
+    def keep(self, key: bytes, kept: Kept, clearance: Clearance) -> None:
         pass
 
 

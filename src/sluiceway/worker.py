@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from sluiceway.archive.answers import open_answers
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.journal import Journal
 from sluiceway.archive.store import Bounds as StoreBounds
@@ -136,6 +137,7 @@ class _Worker:
             clock=self._clock,
             meter=self._metrics,
             journal=None if self._store is None else Journal(self._store),
+            answers=None if self._store is None else open_answers(self._store, policy.sharing),
             roles=options.roles,
             leaving=Leaving(DELAYS, max(1, round(options.limits.jobs * _CROWD))),
         )

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from sluiceway.core import sharing
 from sluiceway.core.call import CACHED, Call, Failure, FailureKind, FinishReason, Reply, Request, Usage
-from sluiceway.core.catalog import Clearance, Model
-from sluiceway.core.sharing import Sharing
+from sluiceway.core.catalog import Clearance, Model, Params
+from sluiceway.core.sharing import Kept, Keys, Sharing
 from sluiceway.models.sharing import AnswerCache, SharedCalls
 
 USAGE = Usage(input_uncached=101, input_cache_read=7, output_text=5)
@@ -24,6 +24,8 @@ OTHERS = {
     "tenant": {"tenant": "other"},
     "clearance": {"clearance": Clearance.PUBLIC},
     "model": {"model": Model(name="frontier")},
+    "parameters": {"model": Model(name="cheap", params=Params(max_tokens=7))},
+    "headers": {"model": Model(name="cheap", extra_headers={"x-beta": "1"})},
     "prompt": {"request": replace(BASE.request, system="t")},
     "text": {"request": replace(BASE.request, user="v")},
     "schema": {"request": replace(BASE.request, schema={"type": "array"})},
@@ -106,9 +108,10 @@ async def test_nothing_is_shared_where_anything_that_matters_differs(what: str) 
     assert len(inner.calls) == 2
     inner.open.set()
     await asyncio.gather(*calls)
-    assert sharing.key(BASE, "digest") != sharing.key(other, "digest")
-    assert sharing.key(BASE, "digest") != sharing.key(BASE, "another policy")
-    assert sharing.key(BASE, "digest") == sharing.key(replace(BASE, job_id="x", deadline=5.0, endpoint=1), "digest")
+    for keys in (Keys("digest"), models._keys):  # one that has seen neither, and one that has seen both
+        assert keys.of(BASE) != keys.of(other)
+        assert keys.of(BASE) == Keys("digest").of(replace(BASE, job_id="x", deadline=5.0, endpoint=1))
+    assert Keys("digest").of(BASE) != Keys("another policy").of(BASE)
 
 
 async def test_a_kept_answer_is_given_again_at_no_cost_until_its_time_is_over() -> None:
@@ -187,13 +190,14 @@ def test_the_cache_stays_within_its_size_and_drops_what_was_not_used_for_longest
     """By bytes, not by count."""
     cache = AnswerCache(10_000)
     for number in range(20):
-        cache.put(bytes([number]), Reply("x" * 100, USAGE), 10.0)
-        cache.get(b"\0", 0.0)
+        cache.put(bytes([number]), Kept(Reply("x" * 100, USAGE), 10.0))
+        cache.get(b"\0")
     assert len(cache) == 10
-    assert cache.get(b"\0", 0.0) is not None
-    assert cache.get(bytes([1]), 0.0) is None
-    cache.put(b"large", Reply("x" * 10_000, USAGE), 10.0)
-    assert cache.get(b"large", 0.0) is None
+    assert cache.get(b"\0") is not None
+    assert cache.get(bytes([1])) is None
+    cache.put(b"large", Kept(Reply("x" * 10_000, USAGE), 10.0))
+    assert cache.get(b"large") is None
+    assert len(cache) == 10
 
 
 async def test_a_backlog_with_30_percent_duplicates_makes_at_least_29_percent_fewer_calls() -> None:

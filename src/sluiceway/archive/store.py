@@ -156,6 +156,14 @@ class Store:
         """The rows that the next flush runs `sql` with. Batches run in the order in which they were first asked for."""
         return self._batches.setdefault(sql, [])
 
+    def row(self, sql: str, values: tuple[Any, ...]) -> Any:
+        """The first row that `sql` finds among what is written, None where it finds none. Raises sqlite3.Error."""
+        return self._db.execute(sql, values).fetchone()
+
+    @property
+    def bounds(self) -> Bounds:
+        return self._bounds
+
     def number(self) -> int:
         """A number for a row of the table `flight` that no other row has."""
         return next(self._numbers)

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sluiceway.core import sharing
 from sluiceway.core.call import CACHED, Call, Failure, FailureKind, FinishReason, Reply, Usage
-from sluiceway.core.sharing import Sharing
-from sluiceway.ports import Clock, Models
+from sluiceway.core.sharing import Kept, Sharing
+from sluiceway.ports import Answers, Clock, Models, NoAnswers
 
 _OVERHEAD = 600  # bytes that a kept answer takes beside its text and
 _TOKEN = 700  # bytes for each token with its alternatives
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    reply: Reply
-    until: float
-    size: int
+_FRONT = 8_000_000  # bytes of memory before a store: it saves reading and decoding, and has what is not yet written
 
 
 class AnswerCache:
@@ -32,60 +26,82 @@ class AnswerCache:
     def __init__(self, size: int) -> None:
         self._limit = size
         self._size = 0
-        self._kept: dict[bytes, _Kept] = {}
+        self._kept: dict[bytes, tuple[Kept, int]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, key: bytes, now: float) -> Reply | None:
-        kept = self._kept.pop(key, None)
-        if kept is None:
+    def get(self, key: bytes) -> Kept | None:
+        found = self._kept.pop(key, None)
+        if found is None:
             return None
-        if kept.until <= now:
-            self._size -= kept.size
-            return None
-        self._kept[key] = kept  # the most recent again
-        return kept.reply
+        self._kept[key] = found  # the most recent again
+        return found[0]
 
-    def put(self, key: bytes, reply: Reply, until: float) -> None:
-        size = _OVERHEAD + 4 * len(reply.text) + _TOKEN * len(reply.logprobs)
+    def put(self, key: bytes, kept: Kept) -> None:
+        self.drop(key)
+        size = _OVERHEAD + 4 * len(kept.reply.text) + _TOKEN * len(kept.reply.logprobs)
         if size > self._limit:
             return
-        if (before := self._kept.pop(key, None)) is not None:
-            self._size -= before.size
-        self._kept[key] = _Kept(reply, until, size)
+        self._kept[key] = kept, size
         self._size += size
         while self._size > self._limit:
-            self._size -= self._kept.pop(next(iter(self._kept))).size
+            self._size -= self._kept.pop(next(iter(self._kept)))[1]
+
+    def drop(self, key: bytes) -> None:
+        found = self._kept.pop(key, None)
+        if found is not None:
+            self._size -= found[1]
 
 
 class SharedCalls:
-    """Implements `ports.Models` over another. `saved` counts the calls that were not made."""
+    """Implements `ports.Models` over another. `saved` counts the calls that were not made.
 
-    def __init__(self, inner: Models, rules: Sharing, digest: str, clock: Clock) -> None:
+    Without `answers`, what is kept lasts as long as the process.
+    """
+
+    def __init__(
+        self, inner: Models, rules: Sharing, digest: str, clock: Clock, answers: Answers | None = None
+    ) -> None:
         self._inner = inner
         self._rules = rules
-        self._digest = digest
+        self._keys = sharing.Keys(digest)
         self._clock = clock
-        self._cache = AnswerCache(rules.cache_size)
+        self._answers: Answers = answers or NoAnswers()
+        self._front = AnswerCache(rules.cache_size if answers is None else min(_FRONT, rules.cache_size))
         self._open: dict[bytes, list[asyncio.Future[Reply | Failure | None]]] = {}  # who waits for the same call
         self.saved = 0
 
     async def call(self, call: Call) -> Reply | Failure:
-        key = sharing.key(call, self._digest)
         keeps = self._rules.keeps(call.clearance)
+        if not keeps and not self._rules.coalesce:
+            return await self._inner.call(call)
+        key = self._keys.of(call)
         while True:
-            if keeps and (kept := self._cache.get(key, self._clock.now())) is not None:
+            if keeps and (kept := self._found(key)) is not None:
                 self.saved += 1
-                return replace(kept, usage=Usage(), endpoint=CACHED, seconds=0.0)
+                return kept
             if not self._rules.coalesce:
-                return self._keep(key, await self._inner.call(call), keeps)
+                return self._keep(key, call, await self._inner.call(call), keeps)
             if key not in self._open:
                 return await self._lead(key, call, keeps)
             shared = await self._follow(key, call)
             if shared is not None:
                 self.saved += 1
                 return shared
+
+    def _found(self, key: bytes) -> Reply | None:
+        """The kept answer that still serves."""
+        kept = self._front.get(key)
+        if kept is None:
+            kept = self._answers.find(key)
+            if kept is None:
+                return None
+            self._front.put(key, kept)
+        if self._rules.serves(kept.at, self._clock.now()):
+            return kept.reply
+        self._front.drop(key)
+        return None
 
     async def _lead(self, key: bytes, call: Call, keeps: bool) -> Reply | Failure:
         followers = self._open[key] = []
@@ -97,7 +113,7 @@ class SharedCalls:
             raise
         del self._open[key]
         waiting = [place for place in followers if not place.done()]
-        self._keep(key, whole, keeps)
+        self._keep(key, call, whole, keeps)
         if not waiting:
             return whole
         mine, *others = [replace(whole, usage=share) for share in sharing.split(whole.usage, len(waiting) + 1)]
@@ -122,13 +138,15 @@ class SharedCalls:
             if not place.done():
                 place.set_result(result)
 
-    def _keep(self, key: bytes, result: Reply | Failure, keeps: bool) -> Reply | Failure:
+    def _keep(self, key: bytes, call: Call, result: Reply | Failure, keeps: bool) -> Reply | Failure:
         if keeps and isinstance(result, Reply) and result.finish is FinishReason.STOP:
-            self._cache.put(key, result, self._clock.now() + (self._rules.cache or 0.0))
+            kept = Kept(replace(result, usage=Usage(), endpoint=CACHED, seconds=0.0), self._clock.now())
+            self._front.put(key, kept)
+            self._answers.keep(key, kept, call.clearance)
         return result
 
     async def close(self) -> None:
         await self._inner.close()
 
     def __repr__(self) -> str:
-        return f"SharedCalls({len(self._open)} open, {len(self._cache)} kept, {self.saved} saved)"
+        return f"SharedCalls({len(self._open)} open, {len(self._front)} kept, {self.saved} saved)"

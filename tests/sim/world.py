@@ -307,6 +307,8 @@ class World:
         for name in self.models.moods:
             self.models.moods[name] = Moods(fail=0.0, overloaded=0.0, hang=0.0)
         for worker in self.workers.values():
+            if worker.process.frozen:
+                self.thawed_at = self.loop.time()
             self.loop.thaw(worker.process)
         for name in list(self.wanted):
             self.start(name)

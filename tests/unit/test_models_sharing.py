@@ -20,7 +20,7 @@ USAGE = Usage(input_uncached=101, input_cache_read=7, output_text=5)
 BASE = Call(
     Model(name="cheap"), Request("s", "u", {"type": "object"}, "triage", 40, "u"), 0, 1100.0, "job-1", tenant="acme"
 )
-OTHERS = {
+OTHERS: dict[str, dict[str, Any]] = {
     "tenant": {"tenant": "other"},
     "clearance": {"clearance": Clearance.PUBLIC},
     "model": {"model": Model(name="frontier")},

@@ -16,7 +16,7 @@ from tests.support.core import Scripted, reply
 
 from sluiceway.archive.backlog import Backlog, BadRow, Row
 from sluiceway.archive.outcomes import OUTCOMES, OutcomeLog
-from sluiceway.core.call import Call, Failure, Reply
+from sluiceway.core.call import CACHED, Call, Failure, Reply
 from sluiceway.core.errors import Bug, InputError
 from sluiceway.core.outcome import Result, Review
 from sluiceway.core.policy import Policy
@@ -85,6 +85,29 @@ async def test_every_row_has_one_outcome_and_the_doubted_ones_are_escalated(worl
     assert summary.saving is not None
     assert len(world.seen) == JOBS
     assert world.seen[-1] == summary.cost
+
+
+async def test_the_summary_says_what_share_of_the_input_came_from_prompt_caches(world: World) -> None:
+    """By the usages that the models metered, over all kinds of input; kept answers are no calls and are counted."""
+    await world.run(world.tickets(), Scripted(answers))
+    lines = world.lines()
+    assert (world.summary().prompt_cache_hit, world.summary().kept) == (20 / 120, 0)
+    for line in lines:
+        for step in line["trail"]["steps"]:
+            if step["step"] == "attempt":
+                step["usage"] |= {"input_cache_write_5m": 30, "input_cache_write_1h": 10}
+    calls = JOBS + JOBS // 3
+    lines[0]["trail"]["steps"][1] |= {"usage": dict.fromkeys(lines[0]["trail"]["steps"][1]["usage"], 0)}
+    lines[0]["trail"]["steps"][1]["endpoint"] = CACHED
+    summary = summarize(lines)
+    assert summary.as_json()["tokens"] == {
+        "input": 100 * (calls - 1),
+        "cache_read": 20 * (calls - 1),
+        "cache_write": 40 * (calls - 1),
+        "output": 5 * (calls - 1),
+    }
+    assert (summary.as_json()["prompt_cache_hit"], summary.kept) == (20 / 160, 1)
+    assert Summary().prompt_cache_hit is None
 
 
 async def test_going_on_asks_nothing_that_is_answered(world: World) -> None:

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sluiceway.core import ledger
+from sluiceway.core.call import CACHED
 from sluiceway.core.outcome import Status
+
+KINDS = {
+    "input": ("input_uncached",),
+    "cache_read": ("input_cache_read",),
+    "cache_write": ("input_cache_write_5m", "input_cache_write_1h"),
+    "output": ("output_text", "output_reasoning"),
+}
+"""Metered tokens by the types of the metric `sluiceway_tokens_total`, and the fields of a usage that each sums."""
 
 NOTE_REFERENCE = "all-reference cost: what the reference did cost, else our own token counts at its price"
 
@@ -18,6 +27,7 @@ class Summary:
     """Money is in pico-dollars. `answered` counts by (tier, model), the others by reason.
 
     `answered_cost` and `reference_cost` are of the same jobs: those with an answer, so that the two can be compared.
+    `tokens` are metered ones by kind; `kept` counts the attempts that a kept answer served without a call.
     """
 
     jobs: int = 0
@@ -30,6 +40,8 @@ class Summary:
     cost: int = 0
     answered_cost: int = 0
     reference_cost: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)
+    kept: int = 0
 
     def add(self, outcome: Mapping[str, Any]) -> None:
         """Counts one outcome line."""
@@ -39,6 +51,9 @@ class Summary:
             self.dead_letters[outcome["reason"]] += 1
             return
         self.cost += outcome["cost_picousd"]
+        for step in outcome["trail"]["steps"]:
+            if step["step"] == "attempt":
+                self._attempt(step)
         if outcome["escalated"] is not None:
             self.escalated[outcome["escalated"]] += 1
         if kind == "sluiceway.review":
@@ -50,6 +65,18 @@ class Summary:
             self.answered_cost += outcome["cost_picousd"]
             self.reference_cost += outcome["reference_cost_picousd"]
             self.sampled += outcome["sampled"] is not None
+
+    def _attempt(self, attempt: Mapping[str, Any]) -> None:
+        usage = attempt["usage"]
+        for kind, names in KINDS.items():
+            self.tokens[kind] += sum(usage[name] for name in names)
+        self.kept += attempt["endpoint"] == CACHED
+
+    @property
+    def prompt_cache_hit(self) -> float | None:
+        """The share of input tokens that the providers read from their prompt caches; None without any input."""
+        whole = self.tokens["input"] + self.tokens["cache_read"] + self.tokens["cache_write"]
+        return self.tokens["cache_read"] / whole if whole else None
 
     @property
     def saving(self) -> float | None:
@@ -75,6 +102,9 @@ class Summary:
             "reference_cost_picousd": self.reference_cost,
             "reference_cost_usd": ledger.usd(self.reference_cost),
             "saving": self.saving,
+            "tokens": {kind: self.tokens[kind] for kind in KINDS},
+            "prompt_cache_hit": self.prompt_cache_hit,
+            "kept_answers": self.kept,
             "note": NOTE_REFERENCE,
         }
 

@@ -24,6 +24,7 @@ from sluiceway.core.ledger import DayBudget
 from sluiceway.core.outcome import Ending, HandOver, Retry
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Policy
+from sluiceway.core.worth import WorthBoard
 from sluiceway.ports import Clock, Journal, Meter, Models, NoJournal, Tokens
 
 _LONG = 50_000  # characters of a text that is read beside the loop
@@ -64,6 +65,10 @@ class Runner:
             for name, task in policy.tasks.items()
             if task.budget.usd_per_day is not None
         }
+        self._worth = {
+            name: WorthBoard(plan.task.worth, [rung.model for rung in plan.task.ladder], plan.worst_at)
+            for name, plan in self.plans.items()
+        }
         self.spent = 0  # pico-dollars, in this process
         self.waiting: Counter[Role] = Counter()  # jobs that sleep by rule now: no work is held by them
 
@@ -71,6 +76,11 @@ class Runner:
     def days(self) -> Mapping[str, DayBudget]:
         """The budgets of the day, by task; whoever shares them with other workers grants what may be spent here."""
         return self._days
+
+    @property
+    def worth(self) -> Mapping[str, WorthBoard]:
+        """What each task's models cost for each success, in this process."""
+        return self._worth
 
     async def run(self, job: Job, role: Role = Role.JOBS) -> Ending:
         """What this round of `job` comes to in `role`; its task must be one of the policy's."""
@@ -103,6 +113,8 @@ class Runner:
             counted = resumed.failed_over
         else:
             share.job(now)
+            if job.round:  # somebody opened another round: what was delivered before it no longer stands
+                self._worth[job.task].overturned(job.id, job.round)
         ask = cascade.start(now, self._conditions(plan, now, language))
         while True:
             if cascade.failed_over and not counted:
@@ -113,6 +125,7 @@ class Runner:
             event = await (self._wait(ask, now, role) if isinstance(ask, Wait) else self._perform(ask, plan, job))
             now = self._clock.now()
             ask = cascade.receive(event, now, self._conditions(plan, now, language))
+        self._worth[job.task].ended(ask.record, role)
         self._meter.finished(ask.record, known=0 if resumed is None else len(resumed.trail.steps))
         return ask.record
 
@@ -123,6 +136,7 @@ class Runner:
             day_left=None if day is None else day.left(now),
             may_fail=self._shares[plan.task.name].allows(now),
             language=language,
+            too_dear=self._worth[plan.task.name].too_dear,
         )
 
     async def _wait(self, ask: Wait, now: float, role: Role) -> Woke | Left:

@@ -75,6 +75,7 @@ class Vitals:
     def refresh(self) -> None:
         """Brings the gauges up to date: called as /metrics is read."""
         metrics = self._metrics
+        metrics.worth(self._runner.worth)
         metrics.lag.clear()
         for consumer in self._consumers.values():
             group, stats = consumer.settings.group, consumer.stats()

@@ -37,6 +37,7 @@ from sluiceway.core.outcome import Ending, Escalation, HandOver, Result, Retry, 
 from sluiceway.core.plan import Plan
 from sluiceway.core.task import LOGPROB_SCORES
 from sluiceway.core.trail import Attempt, EscalationReason, Routed, VerdictKind
+from sluiceway.core.worth import TooDear
 
 LOCAL = {"api": "local", "file": "student.skops", "tier": "local", "clearance": "public"}
 MID = {
@@ -82,6 +83,7 @@ PLANS: list[Plan] = [
         {**EXTRACTION, "gate": {"score": "answer_logprob", "threshold": 0.3, "on_error": "accept"}, "trim": "none"},
         {"on_failure": "review", "budget": {"usd_per_job": 0.0005, "on_exceeded": "review"}, "deadline": "5s"},
         {"refuse": [{"when": "tokens > 60"}], "failed_share": 0.0},
+        {"worth": {"action": "pause", "probe": 0.3}, "gate": {"score": "votes", "threshold": 0.6, "votes": 3}},
     )
 ]
 PLANS.append(
@@ -150,6 +152,10 @@ CONDITIONS = st.one_of(
         st.one_of(st.none(), st.integers(0, 10**12)),
         st.booleans(),
         st.sampled_from(["und", "en"]),
+        st.dictionaries(
+            st.sampled_from(["cheap", "mid", "student"]),
+            st.builds(TooDear, st.sampled_from(["mid", "frontier"]), st.just("worth: too dear")),
+        ),
     ),
 )
 SECONDS = st.floats(0, 40)

@@ -21,6 +21,7 @@ from sluiceway.core.policy import PolicySpec
 from sluiceway.core.rule import FACTS
 from sluiceway.core.sharing import Sharing
 from sluiceway.core.trail import EscalationReason
+from sluiceway.core.worth import Worth
 from sluiceway.policyfile import read_policy
 from sluiceway.telemetry.logs import Event
 from sluiceway.telemetry.metrics import Metrics
@@ -45,6 +46,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "Review": task.ReviewRules,
     "Retries": task.Retries,
     "A budget": task.Budget,
+    "Worth": Worth,
     "A source": task.SourceSpec,
 }
 # Filled in when a policy is resolved; nobody writes them.
@@ -57,6 +59,7 @@ IN_WORDS = {
     (catalog.Model, "params"),
     (catalog.Model, "json_mode"),
     (task.Task, "retries"),
+    (task.Task, "worth"),
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from sluiceway.core import gate as gates
-from sluiceway.core import resume
+from sluiceway.core import resume, worth
 from sluiceway.core import score as scores
 from sluiceway.core.answer import Answer, Malformed
 from sluiceway.core.ask import Ask, Event, Finish, Left, Start, State, Wait, Woke
@@ -91,7 +91,9 @@ class Cascade:
             return self._returned(self._resumed)
         if job.expires_at is not None and job.expires_at <= now:
             return self._refuse(RefusalReason.EXPIRED, "its expires_at has passed")
-        route = self._routed(plan.router.plan(job, self._facts, self._conditions.health, now, left))
+        dear = self._conditions.too_dear if self.role is Role.JOBS else worth.NONE
+        skipped = worth.skipped(plan.task.worth, dear, self._coin)
+        route = self._routed(plan.router.plan(job, self._facts, self._conditions.health, now, left, skipped))
         if isinstance(route, NoRoute):
             return self._refuse(route.reason, route.detail)
         self._rungs = resume.rungs_of(plan, route, self.role)
@@ -148,11 +150,14 @@ class Cascade:
     # -- call ----------------------------------------------------------------------------------------------------
 
     def _call(self) -> Ask:
-        """A call to the current rung, unless time, money, room or its health forbid it."""
+        """A call to the current rung, unless time, money, room, its health or its worth forbid it."""
         rung, now = self._rung, self._now
         model = self.plan.models[rung.model]
+        paused = worth.paused(self.plan.task.worth, self._conditions.too_dear.get(rung.model), self._coin)
         if now >= self._deadline or self._fuel <= 0:
-            return self._review(ReviewReason.DEADLINE, "no model could be reached in time")
+            return self._review(ReviewReason.DEADLINE, paused or "no model could be reached in time")
+        if paused is not None and not self._tries and not self._draws:
+            return self._wait(self._pause(self._waits, None, self._longest()), paused)
         known = self._conditions.health.get(rung.model)
         if known is not None and known.out_until > now and not self._tries:
             return self._rung_failed(known.out_until)
@@ -161,7 +166,7 @@ class Cascade:
             self._record.leave_out(rung.model, f"context window: {built.needed} tokens > {built.limit}")
             return self._climb(EscalationReason.ROUTED, f"{rung.model} cannot hold the job")
         request, facts = built
-        over = self._over_budget(request)
+        over = self.plan.over_budget(rung.model, request, self._record.spent, self._conditions.day_left)
         if over is not None:
             if self.plan.task.budget.on_exceeded == "review":
                 return self._review(ReviewReason.OVER_BUDGET, over)
@@ -176,17 +181,6 @@ class Cascade:
         draw, clearance = len(self._draws) + 1, self._facts.clearance
         tenant = self.job.tenant or ""
         return Call(model, request, self._endpoint, deadline, self.job.id, logprobs, draw, clearance, tenant)
-
-    def _over_budget(self, request: Request) -> str | None:
-        limit, day_left = self.plan.usd_per_job, self._conditions.day_left
-        if limit is None and day_left is None:
-            return None
-        worst = self.plan.worst_cost(self._rung.model, request)
-        if limit is not None and self._record.spent + worst > limit:
-            return "the next call could exceed budget.usd_per_job"
-        if day_left is not None and worst > day_left:
-            return "the next call could exceed budget.usd_per_day"
-        return None
 
     def _replied(self, reply: Reply) -> Ask:
         task = self.plan.task
@@ -312,8 +306,12 @@ class Cascade:
             return self._climb(EscalationReason.FAILED)
         if final and not onward:
             return self._review(ReviewReason.FAILED, "the model refuses the call itself")
-        longest = max(task.retries.longest_wait, (self._deadline - self._now) / 16)
-        return self._wait(max(self._pause(self._waits, None, longest), until - self._now), "all endpoints failed")
+        pause = self._pause(self._waits, None, self._longest())
+        return self._wait(max(pause, until - self._now), "all endpoints failed")
+
+    def _longest(self) -> float:
+        """Seconds: a wait by rule grows with what is left of the deadline."""
+        return max(self.plan.task.retries.longest_wait, (self._deadline - self._now) / 16)
 
     def _pause(self, number: int, retry_after: float | None, longest: float | None = None) -> float:
         """Seconds: exponential with jitter from the job's own coin, never less than what the endpoint asked for."""

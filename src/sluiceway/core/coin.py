@@ -13,6 +13,7 @@ from enum import StrEnum
 class Purpose(StrEnum):
     SAMPLE = "sample"  # review.sample: a delivered answer that a person looks at
     JITTER = "jitter"  # spreads waits; carries no promise
+    PROBE = "probe"  # uses a model that is skipped for its price; carries no promise
 
 
 def coin(secret: bytes, purpose: Purpose, origin: str) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sluiceway.core.health import Health
+from sluiceway.core.worth import NONE, TooDear
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,17 +15,18 @@ class Conditions:
     """What a cascade decides under, beside the event itself. `health` may go on changing: it is read at once.
 
     `day_left`: pico-dollars of the task's day, None where unbounded. `may_fail`: whether `failed_share` lets another
-    failed job escalate.
+    failed job escalate. `too_dear`: the models that cost more for each success than the next one.
     """
 
     health: Mapping[str, Health]
     day_left: int | None = None
     may_fail: bool = True
     language: str = "und"
+    too_dear: Mapping[str, TooDear] = field(default_factory=lambda: NONE)
 
     def unusual(self, now: float) -> dict[str, Any] | None:
-        """What may turn a decision, None where nothing does: models that are out, a bounded day, a share used up."""
-        if not self.health and self.day_left is None and self.may_fail:
+        """What may turn a decision, None where nothing does: models out or too dear, a bounded day, a share used up."""
+        if not self.health and self.day_left is None and self.may_fail and not self.too_dear:
             return None
         out = {name: known.out_until for name, known in self.health.items() if known.out_until > now}
         seen: dict[str, Any] = {"out_until": out} if out else {}
@@ -32,4 +34,6 @@ class Conditions:
             seen["day_left_picousd"] = self.day_left
         if not self.may_fail:
             seen["may_fail"] = False
+        if self.too_dear:
+            seen["too_dear"] = {name: known.instead for name, known in self.too_dear.items()}
         return seen or None

@@ -77,7 +77,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A delivered answer, or a refusal with its reason. Times are epoch seconds, money is pico-dollars and USD."""
+    """A delivered answer, or a refusal with its reason. Times are epoch seconds, money is pico-dollars and USD.
+
+    `saving_picousd`: what the reference alone would have cost, less what all attempts cost; it may be negative.
+    `context_use`: of the attempt that gave the answer.
+    """
 
     outcome_id: str
     job_id: str
@@ -100,6 +104,8 @@ class Result:
     reference_cost_picousd: int | None = None
     sampled: Sampled | None = None
     tenant: str | None = None
+    saving_picousd: int | None = None
+    context_use: float | None = None
     schema: Literal["sluiceway.result/1"] = "sluiceway.result/1"
 
 

@@ -14,7 +14,7 @@ from sluiceway.core.catalog import Model, Price
 from sluiceway.core.policy import Policy
 from sluiceway.core.prompt import Prompt, Text
 from sluiceway.core.route import Router
-from sluiceway.core.task import LOGPROB_SCORES, Gate, Kind, Rung, Task
+from sluiceway.core.task import LOGPROB_SCORES, Gate, Kind, Rung, ScoreKind, Task
 from sluiceway.core.tokens import Tokens
 
 
@@ -41,6 +41,24 @@ class Plan:
     def worst_cost(self, model: str, request: Request) -> int:
         """Pico-dollars that a call can cost at most."""
         return ledger.worst_cost(request.input_tokens, self.models[model].params.max_tokens, self.prices[model])
+
+    def over_budget(self, model: str, request: Request, spent: int, day_left: int | None) -> str | None:
+        """Which budget the call could exceed, None where none; `spent` and `day_left` in pico-dollars."""
+        limit = self.usd_per_job
+        if limit is None and day_left is None:
+            return None
+        worst = self.worst_cost(model, request)
+        if limit is not None and spent + worst > limit:
+            return "the next call could exceed budget.usd_per_job"
+        if day_left is not None and worst > day_left:
+            return "the next call could exceed budget.usd_per_day"
+        return None
+
+    def worst_at(self, model: str, tokens: int) -> int:
+        """Pico-dollars that a job with a request of `tokens` can cost at most at a rung, its calls tried once each."""
+        gate = self.gates[model]
+        calls = gate.votes if gate is not None and gate.score is ScoreKind.VOTES else 1
+        return calls * ledger.worst_cost(tokens, self.models[model].params.max_tokens, self.prices[model])
 
     def price(self, model: str) -> Price:
         return self.prices[model]

@@ -8,8 +8,8 @@ from typing import Any
 
 from sluiceway.core import ledger
 from sluiceway.core.answer import Answer
-from sluiceway.core.call import Failure, Reply
-from sluiceway.core.catalog import CLEARANCE_NAMES, LEVEL_NAMES
+from sluiceway.core.call import Failure, Reply, Usage
+from sluiceway.core.catalog import CLEARANCE_NAMES, LEVEL_NAMES, Model
 from sluiceway.core.conditions import Conditions
 from sluiceway.core.errors import Bug
 from sluiceway.core.job import Job
@@ -170,6 +170,7 @@ class Recorder:
             cost_picousd=ledger.cost(event.usage, self._plan.prices[model]),
             prompt=prompt,
             conditions=self._conditions.unusual(self._now),
+            context_use=_context_use(event.usage, self._plan.models[model]),
             **facts,
         )
         self.spent += attempt.cost_picousd
@@ -205,6 +206,8 @@ class Recorder:
             score=None if score is None else score.value,
             bar=None if self._plan.task.bar is None else BAR_NOT_PROVED,
             reference_cost_picousd=reference_cost,
+            saving_picousd=reference_cost - self.spent,
+            context_use=next((step.context_use for step in reversed(self._steps) if isinstance(step, Attempt)), None),
             sampled=None if propensity is None else Sampled(propensity, self._published(job)),
         )
 
@@ -284,6 +287,12 @@ class Recorder:
     def _published(job: Job) -> dict[str, Any]:
         """The job as its publisher wrote it, with the id it was given."""
         return {**job.raw, "id": job.id, "task": job.task, "round": job.round}
+
+
+def _context_use(usage: Usage, model: Model) -> float | None:
+    """The share of the context window, to six decimals; None where no tokens were metered."""
+    tokens = usage.input + usage.output
+    return round(tokens / model.context_window, 6) if tokens else None
 
 
 def _top(distribution: Mapping[str, float] | None) -> Mapping[str, float] | None:

@@ -14,6 +14,7 @@ from sluiceway.core.job import Job
 from sluiceway.core.outcome import RefusalReason
 from sluiceway.core.rule import Facts, Rule, parse
 from sluiceway.core.task import Rung, Task
+from sluiceway.core.worth import NONE, TooDear
 
 _DOWN = "health: it has just failed several times in a row"
 
@@ -73,12 +74,21 @@ class Router:
         """The text of the first review.always rule that holds, None where none does."""
         return next((rule.text for rule in self._always if rule.holds(facts)), None)
 
-    def plan(self, job: Job, facts: Facts, health: Mapping[str, Health], now: float, left: float) -> Route | NoRoute:
+    def plan(
+        self,
+        job: Job,
+        facts: Facts,
+        health: Mapping[str, Health],
+        now: float,
+        left: float,
+        too_dear: Mapping[str, TooDear] = NONE,
+    ) -> Route | NoRoute:
         """The route of `job` with `left` seconds to its deadline, or why there is none.
 
         A model that is down is left out only where another cheap one remains: else the cascade treats it as a failed
         rung, so that an outage of the cheap tier does not send everything to the reference past `failed_share`. One
-        that is too slow is left out only where any other remains.
+        that is too slow is left out only where any other remains, and one that is too dear where the one to be used
+        instead does, and is up.
         """
         for rule, why in self._refuse:
             if rule.holds(facts):
@@ -104,6 +114,11 @@ class Router:
             slow = {rung.model: reason for rung in cheap if (reason := self._too_slow(health.get(rung.model), left))}
             down = {rung.model: _DOWN for rung in cheap if rung.model not in slow and self._down(rung, health, now)}
             left_out |= (slow if len(slow) < len(rungs) else {}) | (down if len(slow | down) < len(cheap) else {})
+            rungs = [rung for rung in rungs if rung.model not in left_out]
+        if too_dear:
+            there = {rung.model for rung in rungs if not self._down(rung, health, now)}
+            dear = {rung.model: known for rung in rungs if (known := too_dear.get(rung.model))}
+            left_out |= {model: known.reason for model, known in dear.items() if known.instead in there}
             rungs = [rung for rung in rungs if rung.model not in left_out]
         return Route(tuple(rungs), left_out, chosen)
 

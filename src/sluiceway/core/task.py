@@ -12,6 +12,7 @@ from sluiceway.core import rule
 from sluiceway.core.catalog import Clearance, ClearanceName, Frozen, Level, LevelName
 from sluiceway.core.errors import InputError
 from sluiceway.core.quantity import Seconds, Share, Size
+from sluiceway.core.worth import Worth
 
 
 def _rule(text: str) -> str:
@@ -191,6 +192,7 @@ class Task(Frozen):
     risk: Annotated[LevelName, Field(description="low, normal, high or critical")] = Level.NORMAL
     deadline: Annotated[Seconds, Field(description="a duration such as 60s, from the first take")] = 120.0
     budget: Budget = Budget()
+    worth: Worth = Worth()
     max_bytes: Annotated[Size, Field(description="a size such as 200kB: a larger record becomes a dead letter")] = (
         900_000
     )

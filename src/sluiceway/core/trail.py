@@ -75,6 +75,7 @@ class Attempt:
     """One call to one model. `at` is epoch seconds, `seconds` its duration, `cost_picousd` pico-dollars.
 
     `conditions`: what was known when it ended and may have turned the next decision, null where nothing was unusual.
+    `context_use`: the share of the model's context window that the call took, answer included; null where unknown.
     """
 
     model: str
@@ -99,6 +100,7 @@ class Attempt:
     cost_picousd: int = 0
     prompt: PromptFacts | None = None
     conditions: Mapping[str, Any] | None = None
+    context_use: float | None = None
     step: Literal["attempt"] = "attempt"
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sluiceway import __version__
-from sluiceway.core import ledger
+from sluiceway.core import ledger, worth
 from sluiceway.core.outcome import Ending, Escalation, Result, Retry, Review, Status
-from sluiceway.core.trail import Attempt
+from sluiceway.core.trail import Attempt, Routed, Step
 from sluiceway.core.watchdog import Facts, Findings
+from sluiceway.core.worth import WorthBoard
 
+_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1)
 _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
@@ -42,6 +44,31 @@ class Metrics:
         self.cost = counter("sluiceway_cost_usd", "US dollars spent on attempts, failed ones too.", ("task", "model"))
         self.reference_cost = counter(
             "sluiceway_reference_cost_usd", "US dollars the reference alone would have cost.", ("task",)
+        )
+        self.answered_cost = counter(
+            "sluiceway_answered_cost_usd", "US dollars that jobs with an answer cost, all their attempts.", ("task",)
+        )
+        self.cost_per_success = gauge(
+            "sluiceway_cost_per_success_usd",
+            "US dollars for each answer that stands, over the window of the task's `worth`; +Inf with none.",
+            ("task", "model"),
+            registry=self.registry,
+        )
+        self.too_dear = gauge(
+            "sluiceway_too_dear", "1 while a success of the model costs more than the next one's.", ("task", "model")
+        )
+        self.worth_skips = counter(
+            "sluiceway_worth_skips", "Routes past a model that was too dear for a success.", ("task", "model")
+        )
+        self.worth_pauses = counter(
+            "sluiceway_worth_pauses", "Waits before a model that was too dear for a success.", ("task", "model")
+        )
+        self.context_use = Histogram(
+            "sluiceway_context_use_ratio",
+            "Share of the model's context window that a call took, its answer included.",
+            ("task", "model"),
+            buckets=_SHARES,
+            registry=self.registry,
         )
         self.tokens = counter("sluiceway_tokens", "Metered tokens.", ("model", "type"))
         self.duration = Histogram(
@@ -95,6 +122,7 @@ class Metrics:
         self._jobs, self._duration = cache(self.jobs.labels), cache(self.duration.labels)
         self._attempted, self._cost = cache(self.attempts.labels), cache(self.cost.labels)
         self._tokens, self._reference_cost = cache(self.tokens.labels), cache(self.reference_cost.labels)
+        self._answered_cost, self._context_use = cache(self.answered_cost.labels), cache(self.context_use.labels)
 
     def policy(self, digest: str) -> None:
         """The policy in use; an older one's series ends."""
@@ -104,7 +132,7 @@ class Metrics:
     def finished(self, record: Ending, *, known: int) -> None:
         """Counts a cascade's end and the attempts it made; the first `known` steps were counted by an earlier role."""
         task = record.task
-        self._attempts(task, (step for step in record.trail.steps[known:] if isinstance(step, Attempt)))
+        self._steps(task, record.trail.steps[known:])
         if isinstance(record, Escalation):
             self.escalations.labels(task, record.reason.value).inc()
             return
@@ -117,6 +145,7 @@ class Metrics:
                 self.refusals.labels(task, record.reason.value).inc()
             if record.reference_cost_picousd is not None:
                 self._reference_cost(task).inc(ledger.usd(record.reference_cost_picousd))
+                self._answered_cost(task).inc(record.cost_usd)
         self._jobs(task, outcome).inc()
         self._duration(task, outcome).observe(max(0.0, record.finished_at - record.trail.taken_at))
 
@@ -135,19 +164,38 @@ class Metrics:
         """Counts a dead letter; `task` is a name of the policy, or empty where the record names none that is known."""
         self.jobs.labels(task, "dead_letter").inc()
 
-    def _attempts(self, task: str, attempts: Iterable[Attempt]) -> None:
-        for attempt in attempts:
-            self._attempted(task, attempt.model, attempt.tier, attempt.verdict.value).inc()
-            self._cost(task, attempt.model).inc(ledger.usd(attempt.cost_picousd))
-            usage = attempt.usage
-            for kind, count in (
-                ("input", usage.input_uncached),
-                ("cache_read", usage.input_cache_read),
-                ("cache_write", usage.input_cache_write_5m + usage.input_cache_write_1h),
-                ("output", usage.output),
-            ):
-                if count:
-                    self._tokens(attempt.model, kind).inc(count)
+    def worth(self, boards: Mapping[str, WorthBoard]) -> None:
+        """What each task's models cost for each success now."""
+        for task, board in boards.items():
+            for model, price in board.prices().items():
+                self.cost_per_success.labels(task, model).set(price)
+                self.too_dear.labels(task, model).set(model in board.too_dear)
+
+    def _steps(self, task: str, steps: Iterable[Step]) -> None:
+        for step in steps:
+            if isinstance(step, Attempt):
+                self._attempt(task, step)
+            elif isinstance(step, Routed):
+                for model, reason in step.left_out.items():
+                    if reason.startswith(worth.PREFIX):
+                        self.worth_skips.labels(task, model).inc()
+            elif step.reason.startswith(worth.PREFIX) and step.model is not None:
+                self.worth_pauses.labels(task, step.model).inc()
+
+    def _attempt(self, task: str, attempt: Attempt) -> None:
+        self._attempted(task, attempt.model, attempt.tier, attempt.verdict.value).inc()
+        self._cost(task, attempt.model).inc(ledger.usd(attempt.cost_picousd))
+        if attempt.context_use is not None:
+            self._context_use(task, attempt.model).observe(attempt.context_use)
+        usage = attempt.usage
+        for kind, count in (
+            ("input", usage.input_uncached),
+            ("cache_read", usage.input_cache_read),
+            ("cache_write", usage.input_cache_write_5m + usage.input_cache_write_1h),
+            ("output", usage.output),
+        ):
+            if count:
+                self._tokens(attempt.model, kind).inc(count)
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

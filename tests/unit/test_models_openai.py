@@ -96,6 +96,27 @@ def test_bodies_of_one_prompt_differ_only_after_the_same_prefix() -> None:
     assert first.split(b'{"role":"user"')[0] == second.split(b'{"role":"user"')[0]
 
 
+def test_calls_of_one_long_prompt_share_a_prompt_cache_key() -> None:
+    """Whatever their texts; a key that the policy's `extra_body` names wins."""
+    long = "Classify this ticket with care. " * 400
+
+    def key(of: Model, **given: Any) -> Any:
+        return sent(of, **given).get("prompt_cache_key")
+
+    assert key(model(), system=long).startswith("sluiceway-")
+    assert len(key(model(), system=long)) <= 64
+    assert key(model(), system=long, user="one") == key(model(), system=long, user="another")
+    assert key(model(), system=long) != key(model(), system=f"{long}!")
+    assert key(model(extra_body={"prompt_cache_key": "mine"}), system=long) == "mine"
+
+
+@pytest.mark.parametrize("provider", ["azure.ai.openai", "vllm", "deepseek"])
+def test_a_prompt_cache_key_goes_only_where_it_is_known_and_can_hit(provider: str) -> None:
+    """Azure refuses it for some models with a 400; a short prefix is cached by nobody."""
+    assert "prompt_cache_key" not in sent(model(provider=provider), system="Classify this ticket with care. " * 400)
+    assert "prompt_cache_key" not in sent(model())
+
+
 def test_another_schema_under_the_same_name_is_sent_as_it_is() -> None:
     """A template is never reused for a schema it was not made from."""
     wire = OpenAIFormat(model())

@@ -154,6 +154,8 @@ def replayed(summary: Summary, held: Sequence[Held] | None) -> None:
     out.print(f"Cost {usd(summary.cost)}; the answered jobs' {usd(summary.answered_cost)} beside all-reference "
               f"{usd(summary.reference_cost)}: saving {share(summary.saving)}")  # fmt: skip
     out.print(Text(f"({NOTE_REFERENCE})", style="dim"))
+    given = f"; {summary.kept} calls not made: a kept answer was given again" if summary.kept else ""
+    out.print(f"Read from prompt caches: {share(summary.prompt_cache_hit)} of the input tokens{given}")
     for one in held or ():
         _held(out, one)
 

@@ -6,6 +6,7 @@ exception. Field names: wire-formats, sections 1 and 7.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +15,15 @@ import orjson
 
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request
 from sluiceway.core.catalog import JsonMode, Model
-from sluiceway.models import failure, schema
+from sluiceway.models import failure, schema, tokens
 from sluiceway.models.body import Template, Templates, keep_reserved
 from sluiceway.models.logprobs import aligned, read_logprobs
 from sluiceway.models.usage import estimated, openai_usage
 
 _OWN = frozenset({"openai", "azure.ai.openai"})
+# Calls with one key go to machines that have their prefix; a shorter prefix is not cached. Other hosts, Azure's with
+# some models among them, answer the key with a 400 (`extra_body` sends it there).
+_CACHED_FROM = 1024  # tokens
 _RESERVED = frozenset({"model", "messages", "stream", "n", "tools", "tool_choice", "response_format", "logprobs"})
 
 
@@ -63,6 +67,9 @@ class OpenAIFormat:
             body |= {"logprobs": True, "top_logprobs": 5}
         if request.schema is not None:
             body |= self._answer_form(request)
+        if model.provider == "openai" and tokens.default().count(request.system) >= _CACHED_FROM:
+            digest = hashlib.sha256(request.system.encode("utf-8", "surrogatepass"))
+            body["prompt_cache_key"] = f"sluiceway-{digest.hexdigest()[:32]}"
         body |= model.extra_body
         # Last, so that the user's text is the last thing in the body and everything before it can be made once.
         body["messages"] = [{"role": "system", "content": request.system}]

@@ -12,7 +12,7 @@ from tests.support.model_calls import CLOCK
 
 from sluiceway.core import ledger
 from sluiceway.core import outcome as outcomes
-from sluiceway.core.call import Usage
+from sluiceway.core.call import CACHED, Usage
 from sluiceway.core.catalog import Price
 from sluiceway.core.outcome import Escalation, Result
 from sluiceway.core.policy import Policy
@@ -21,6 +21,7 @@ from sluiceway.models import tokens
 from sluiceway.models.pool import Pool
 from sluiceway.models.sharing import SharedCalls
 from sluiceway.runner import Runner
+from sluiceway.telemetry.metrics import Metrics
 
 
 def policy_on(url: str, **task: Any) -> Policy:
@@ -81,6 +82,27 @@ async def test_a_jobs_cost_holds_every_attempt_the_failed_ones_too() -> None:
         assert [entry.answered for entry in fake.journal.entries] == ["status", "answer", "answer"]
         assert last.cost_picousd == metered_cost(fake, policy) == runner.spent > 0
         assert len([each for each in last.trail.attempts if each.model == "cheap"]) == 2
+
+
+async def test_a_kept_answer_costs_nothing_and_each_copys_trail_says_so() -> None:
+    """Seventy jobs one after another, ten texts: sixty are answered again, with the score that the first one had."""
+    async with FakeModels(lambda _: FakeAnswer(value={"label": "login"})) as fake:
+        policy = policy_on(fake.url)
+        runner, pool = runner_on(policy, Sharing(cache=60))
+        metrics = Metrics()
+        records = []
+        for number in range(70):
+            record = await runner.run(replace(core.job(f"text {number % 10}"), id=f"j{number}"))
+            metrics.finished(record, known=0)
+            records.append(record)
+        await pool.close()
+        assert len(fake.journal.entries) == 10
+        assert sum(record.trail.cost_picousd for record in records) == metered_cost(fake, policy) == runner.spent > 0
+        for first, copy in zip(records, records[10:], strict=False):
+            (one,), (other,) = first.trail.attempts, copy.trail.attempts
+            assert (other.score, other.answer, other.response_id) == (one.score, one.answer, one.response_id)
+            assert (other.endpoint, other.cost_picousd, other.usage) == (CACHED, 0, Usage())
+        assert b'sluiceway_kept_answers_total{model="cheap",task="triage"} 60.0' in metrics.text()
 
 
 async def test_the_copies_of_a_coalesced_call_pay_exactly_what_it_cost() -> None:

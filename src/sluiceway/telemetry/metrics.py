@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from sluiceway import __version__
 from sluiceway.core import ledger, worth
+from sluiceway.core.call import CACHED
 from sluiceway.core.outcome import Ending, Escalation, Result, Retry, Review, Status
 from sluiceway.core.trail import Attempt, Routed, Step
 from sluiceway.core.watchdog import Facts, Findings
@@ -69,6 +70,9 @@ class Metrics:
             ("task", "model"),
             buckets=_SHARES,
             registry=self.registry,
+        )
+        self.kept_answers = counter(
+            "sluiceway_kept_answers", "Attempts that a kept answer served: no call was made.", ("task", "model")
         )
         self.tokens = counter("sluiceway_tokens", "Metered tokens.", ("model", "type"))
         self.duration = Histogram(
@@ -185,6 +189,8 @@ class Metrics:
     def _attempt(self, task: str, attempt: Attempt) -> None:
         self._attempted(task, attempt.model, attempt.tier, attempt.verdict.value).inc()
         self._cost(task, attempt.model).inc(ledger.usd(attempt.cost_picousd))
+        if attempt.endpoint == CACHED:
+            self.kept_answers.labels(task, attempt.model).inc()
         if attempt.context_use is not None:
             self._context_use(task, attempt.model).observe(attempt.context_use)
         usage = attempt.usage

@@ -159,6 +159,20 @@ async def test_only_whole_answers_are_kept(answer: Reply | Failure) -> None:
     assert len(inner.calls) == 2
 
 
+@pytest.mark.parametrize("clearance", list(Clearance))
+async def test_what_may_be_kept_is_shared_in_flight_too_and_nothing_else_is(clearance: Clearance) -> None:
+    """Copies that are published at once cost one call, as those that come later do."""
+    inner = Held(Reply("a", USAGE))
+    models, _ = shared(inner, cache=60)
+    copy = replace(BASE, clearance=clearance)
+    calls = [asyncio.create_task(models.call(replace(copy, job_id=f"job-{number}"))) for number in range(5)]
+    await turns()
+    inner.open.set()
+    found = await asyncio.gather(*calls)
+    assert len(inner.calls) == (1 if clearance < Clearance.CONFIDENTIAL else 5)
+    assert sum([reply.usage for reply in found], Usage()) == sum([USAGE] * len(inner.calls), Usage())
+
+
 async def test_when_the_one_that_calls_is_cancelled_another_calls_and_all_are_answered() -> None:
     """Nobody waits for a call that is no longer made."""
     inner = Held(Reply("a", USAGE))
@@ -204,7 +218,7 @@ async def test_a_backlog_with_30_percent_duplicates_makes_at_least_29_percent_fe
     """One worker, cache on: only the first of each text is called for."""
     inner = Held(Reply("a", USAGE))
     inner.open.set()
-    models, _ = shared(inner, coalesce=True, cache=3600)
+    models, _ = shared(inner, cache=3600)
     texts = [f"t{number}" for number in range(700)] + [f"t{number}" for number in range(300)]
     found = [await models.call(replace(BASE, request=replace(BASE.request, user=text))) for text in texts]
     assert len(inner.calls) <= 0.71 * len(found)

@@ -57,6 +57,7 @@ class AnswerCache:
 class SharedCalls:
     """Implements `ports.Models` over another. `saved` counts the calls that were not made.
 
+    What may be kept is shared in flight too: who may have an answer a moment later may have it now.
     Without `answers`, what is kept lasts as long as the process.
     """
 
@@ -81,8 +82,6 @@ class SharedCalls:
             if keeps and (kept := self._found(key)) is not None:
                 self.saved += 1
                 return kept
-            if not self._rules.coalesce:
-                return self._keep(key, call, await self._inner.call(call), keeps)
             if key not in self._open:
                 return await self._lead(key, call, keeps)
             shared = await self._follow(key, call)
@@ -113,7 +112,8 @@ class SharedCalls:
             raise
         del self._open[key]
         waiting = [place for place in followers if not place.done()]
-        self._keep(key, call, whole, keeps)
+        if keeps:
+            self._keep(key, call, whole)
         if not waiting:
             return whole
         mine, *others = [replace(whole, usage=share) for share in sharing.split(whole.usage, len(waiting) + 1)]
@@ -138,12 +138,11 @@ class SharedCalls:
             if not place.done():
                 place.set_result(result)
 
-    def _keep(self, key: bytes, call: Call, result: Reply | Failure, keeps: bool) -> Reply | Failure:
-        if keeps and isinstance(result, Reply) and result.finish is FinishReason.STOP:
+    def _keep(self, key: bytes, call: Call, result: Reply | Failure) -> None:
+        if isinstance(result, Reply) and result.finish is FinishReason.STOP:
             kept = Kept(replace(result, usage=Usage(), endpoint=CACHED, seconds=0.0), self._clock.now())
             self._front.put(key, kept)
             self._answers.keep(key, kept, call.clearance)
-        return result
 
     async def close(self) -> None:
         await self._inner.close()

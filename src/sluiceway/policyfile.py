@@ -23,7 +23,7 @@ from sluiceway.core.route import Router
 from sluiceway.models import prices, providers, tokens
 from sluiceway.models.pool import Pool
 from sluiceway.models.sharing import SharedCalls
-from sluiceway.ports import Answers, Clock, Journal, Meter
+from sluiceway.ports import Answers, Clock, Journal, Meter, Models, Tracer
 from sluiceway.runner import Runner
 
 _JITTER_ONLY = b"sluiceway: no rule of this policy tosses a coin"
@@ -65,6 +65,7 @@ def open_runner(
     answers: Answers | None = None,
     roles: Collection[Role] = tuple(Role),
     leaving: Leaving = NEVER,
+    tracer: Tracer | None = None,
 ) -> tuple[Runner, Pool]:
     """A runner of `policy` on its real models; whoever opens them closes the pool. No model is called yet.
 
@@ -78,7 +79,9 @@ def open_runner(
     secret = read_secret(policy, environ)
     detect = language.detector() if _needs_language(policy) else None
     pool = Pool.open(_called_by(policy, roles), clock, encoding, environ=environ)
-    models = SharedCalls(pool, policy.sharing, policy.digest, clock, answers) if policy.sharing.on else pool
+    models: Models = pool if tracer is None else tracer.calls(pool)
+    if policy.sharing.on:
+        models = SharedCalls(models, policy.sharing, policy.digest, clock, answers)
     runner = Runner(
         policy,
         models,
@@ -89,6 +92,7 @@ def open_runner(
         language=detect,
         journal=journal,
         leaving=leaving,
+        tracer=tracer,
     )
     return runner, pool
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sluiceway.core.job import Job
     from sluiceway.core.outcome import Ending
     from sluiceway.core.sharing import Kept
+    from sluiceway.core.trail import Role
 
 Headers = tuple[tuple[str, bytes | None], ...]  # Kafka lets a header have no value
 
@@ -49,12 +50,26 @@ It never raises for the job's sake. An exception is a Bug: the worker stops with
 """
 
 
+Sending = Callable[[Outgoing], tuple[Outgoing, Callable[[str | None], None]]]
+"""A record about to be written, as it is to be written; and what is told once it was acked: None, or why it was not."""
+
+
 class Models(Protocol):
     """Calls models. Whatever an endpoint does wrong is returned as a Failure; only a Bug raises."""
 
     async def call(self, call: Call) -> Reply | Failure: ...
 
     async def close(self) -> None: ...
+
+
+class Tracer(Protocol):
+    """Shows from outside what a job does; it decides nothing."""
+
+    async def job(self, job: Job, role: Role, climb: Awaitable[Ending]) -> Ending:
+        """What `climb` comes to."""
+
+    def calls(self, models: Models) -> Models:
+        """The same models."""
 
 
 class Clock(Protocol):

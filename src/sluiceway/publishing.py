@@ -11,6 +11,7 @@ from sluiceway.core.errors import InputError
 from sluiceway.kafka.publish import Publisher, TooLarge
 from sluiceway.kafka.security import Connection
 from sluiceway.ports import Outgoing
+from sluiceway.telemetry.traces import open_traces
 
 _UNACKED = 10_000  # records; their memory is the bound on a file of any size
 _BREATH = 256  # rows read before others may run
@@ -51,12 +52,14 @@ async def publish(
     *,
     limit: int | None = None,
     watcher: Watcher,
+    trace_sample: float | None = None,
 ) -> None:
     """Sends `rows` to `topic` and counts in `published`, which is right whenever this ends, cancelled too.
 
     Raises InputError where the cluster or the topic is not there, or the file breaks off (its rows are acked first).
     """
-    publisher = Publisher(connection, [topic])
+    traces = open_traces(trace_sample)
+    publisher = Publisher(connection, [topic], sending=None if traces is None else traces.sending)
     await publisher.start()
     failed = asyncio.ensure_future(publisher.failed())
     sending = asyncio.ensure_future(_send(publisher, topic, rows, published, limit, watcher))
@@ -72,6 +75,8 @@ async def publish(
         sending.cancel()
         await asyncio.wait((failed, sending))
         await publisher.stop(_STOP)
+        if traces is not None:
+            await traces.close(_STOP)
 
 
 async def _send(

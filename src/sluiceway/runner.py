@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
@@ -25,7 +25,7 @@ from sluiceway.core.outcome import Ending, HandOver, Retry
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Policy
 from sluiceway.core.worth import WorthBoard
-from sluiceway.ports import Clock, Journal, Meter, Models, NoJournal, Tokens
+from sluiceway.ports import Clock, Journal, Meter, Models, NoJournal, Tokens, Tracer
 
 _LONG = 50_000  # characters of a text that is read beside the loop
 
@@ -48,6 +48,7 @@ class Runner:
         language: Callable[[str], str] | None = None,
         journal: Journal | None = None,
         leaving: Leaving = NEVER,
+        tracer: Tracer | None = None,
     ) -> None:
         self.policy = policy
         self.plans = compile_plans(policy, tokens)
@@ -58,6 +59,7 @@ class Runner:
         self._language = language
         self._journal: Journal = journal or NoJournal()
         self._leaving = leaving
+        self._tracer = tracer
         self._health = HealthBoard()
         self._shares = {name: FailedShare(task.failed_share) for name, task in policy.tasks.items()}
         self._days = {
@@ -84,7 +86,7 @@ class Runner:
 
     async def run(self, job: Job, role: Role = Role.JOBS) -> Ending:
         """What this round of `job` comes to in `role`; its task must be one of the policy's."""
-        return await self._climb(self.plans[job.task], job, role, None)
+        return await self._traced(job, role, None)
 
     async def resume(self, handed: HandOver) -> Ending:
         """What the reference makes of an escalated job, or its role of one that comes back, from its trail on.
@@ -96,7 +98,11 @@ class Runner:
         if (job.task, job.id, job.round) != (handed.task, handed.job_id, handed.round):
             raise InputError("invalid", "its job is another one than the record's task, job_id and round say")
         role = handed.role if isinstance(handed, Retry) else Role.ESCALATIONS
-        return await self._climb(self.plans[job.task], job, role, handed)
+        return await self._traced(job, role, handed)
+
+    def _traced(self, job: Job, role: Role, resumed: HandOver | None) -> Awaitable[Ending]:
+        climb = self._climb(self.plans[job.task], job, role, resumed)
+        return climb if self._tracer is None else self._tracer.job(job, role, climb)
 
     async def _climb(self, plan: Plan, job: Job, role: Role, resumed: HandOver | None) -> Ending:
         def tossed(purpose: Purpose) -> float:

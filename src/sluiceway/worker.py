@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sluiceway.archive.answers import open_answers
 from sluiceway.archive.flight import StoreFlight
@@ -45,10 +45,14 @@ from sluiceway.telemetry import logs
 from sluiceway.telemetry.logs import Event
 from sluiceway.telemetry.metrics import Metrics
 from sluiceway.telemetry.probes import Probes
+from sluiceway.telemetry.traces import open_traces
 from sluiceway.telemetry.watchdog import Watchdog
 from sluiceway.topicmap import DELAYS, TopicMap, topic_map
 from sluiceway.vitals import KafkaMeter, Vitals
 from sluiceway.work import Desk
+
+if TYPE_CHECKING:
+    from sluiceway.telemetry.otel import Traces
 
 STOP_BUDGET = 25.0  # seconds from the signal to the end of the process
 _GRACE = 2.0  # of it for the producer, and as much for control, probes and connections
@@ -68,6 +72,7 @@ class WorkOptions:
     limit: int | None = None
     max_cost: int | None = None
     instance: str | None = None
+    trace_sample: float | None = None  # share of the traces that are kept; None: none is made
     metrics_port: int | None = None  # None: the usual one, or a free one where that is taken
     state: Path | None = None  # where the local store lies; None keeps none
     limits: Limits = field(default_factory=Limits)
@@ -124,6 +129,7 @@ class _Worker:
         self._log = logs.logger()
         self._closing = ExitStack()
         self._store: Store | None = None
+        self._traces: Traces | None = None
 
     async def run(self) -> tuple[int, bool]:
         """The exit code, and whether everything has ended."""
@@ -131,6 +137,7 @@ class _Worker:
         self._catch_signals()
         policy = read_policy(options.policy)
         topics = topic_map(policy, shadow=options.shadow)
+        self._traces = traces = open_traces(options.trace_sample, topics.dead_letters)
         self._store = self._open_store()
         runner, pool = open_runner(
             policy,
@@ -140,9 +147,11 @@ class _Worker:
             answers=None if self._store is None else open_answers(self._store, policy.sharing),
             roles=options.roles,
             leaving=Leaving(DELAYS, max(1, round(options.limits.jobs * _CROWD))),
+            tracer=traces,
         )
         self._metrics.policy(policy.digest)
-        publisher = Publisher(options.connection, topics.written, meter=self._meter)
+        sending = None if traces is None else traces.sending
+        publisher = Publisher(options.connection, topics.written, meter=self._meter, sending=sending)
         control = Control(options.connection, meter=self._meter)
         name = options.instance or socket.gethostname()
         holds = ControlHolds(control, name, self._clock.now, self._resume, self._meter)
@@ -189,7 +198,9 @@ class _Worker:
             clean = await self._stop(publisher)
             told = (holds.stop(_GRACE / 2), *((shares.stop(_GRACE / 2),) if shares is not None else ()))
             await asyncio.gather(*told, return_exceptions=True)
-            closing = (control.stop(_GRACE / 2), probes.stop(), pool.close())
+            closing = [control.stop(_GRACE / 2), probes.stop(), pool.close()]
+            if traces is not None:
+                closing.append(traces.close(_GRACE / 2))
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), _GRACE / 2)
             watchdog.close()
@@ -239,11 +250,12 @@ class _Worker:
             delays={topic: delay for topic, delay in topics.delays.items() if topic in reads},
             dead_letters=topics.dead_letters,
             tenant=desk.tenant,
+            batched=None if self._traces is None else self._traces.batched,
         )
         return RoleConsumer(
             options.connection,
             settings,
-            desk.work(role),
+            desk.work(role) if self._traces is None else self._traces.work(desk.work(role), group),
             publisher,
             self._meter,
             desk.oversize(role),

@@ -43,6 +43,7 @@ ONLY_IN = {
     "aiohttp": {"models", "telemetry", "demo"},  # telemetry serves /metrics and the probes with it, the demo asks them
     "prometheus_client": {"telemetry"},
     "typer": {"cli"},
+    "opentelemetry": {"telemetry"},
 }
 # Clock, dice, environment, concurrency, logging and sockets are the edges' business.
 NEVER_IN_CORE = {

@@ -35,6 +35,17 @@ CommandConfig = Annotated[
 PolicyFile = Annotated[Path, typer.Option("--policy", metavar="FILE", help="The policy.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts: JSON on stdout.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Take at most N jobs.")]
+TraceSample = Annotated[
+    float | None,
+    typer.Option(
+        "--trace-sample",
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        envvar="SLUICEWAY_TRACE_SAMPLE",
+        help="Send OpenTelemetry traces, this share of them, to OTEL_EXPORTER_OTLP_ENDPOINT. Off unless given.",
+    ),
+]
 MaxCost = Annotated[
     float | None,
     typer.Option("--max-cost", min=0.0, metavar="USD", help="Take no more jobs once this much is spent."),

@@ -16,6 +16,7 @@ from sluiceway.cli.options import (
     Limit,
     Settings,
     TextField,
+    TraceSample,
     connection,
 )
 
@@ -33,6 +34,7 @@ def publish(
     topic: Annotated[str, typer.Option(metavar="NAME", help="The topic to write to.")] = "sluiceway.jobs",
     limit: Limit = None,
     as_json: AsJson = False,
+    trace_sample: TraceSample = None,
 ) -> None:
     """Publish a file of jobs; counts what the broker acked, and exits 1 if that is not every row."""
     from sluiceway.archive.backlog import Backlog
@@ -44,7 +46,9 @@ def publish(
     backlog, published = Backlog(file, task, id_field, text_field), Published()
     try:
         with Progress(backlog.count(), limit, "acked") as progress:
-            asyncio.run(run(cluster, topic, backlog.rows(), published, limit=limit, watcher=progress.acked))
+            rows = backlog.rows()
+            sent = run(cluster, topic, rows, published, limit=limit, watcher=progress.acked, trace_sample=trace_sample)
+            asyncio.run(sent)
     finally:
         for fault in published.faults:
             typer.echo(fault, err=True)

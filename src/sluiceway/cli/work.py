@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sluiceway.cli.options import Bootstrap, CommandConfig, Limit, MaxCost, PolicyFile, Settings, picousd
+from sluiceway.cli.options import Bootstrap, CommandConfig, Limit, MaxCost, PolicyFile, Settings, TraceSample, picousd
 
 EXAMPLE = "Example: sluiceway work --policy policy.yaml -b localhost:9092 --from latest"
 
@@ -56,6 +56,7 @@ def work(
             " Else sluiceway/ in XDG_STATE_HOME or ~/.local/state.",
         ),
     ] = None,
+    trace_sample: TraceSample = None,
 ) -> None:
     """Answer jobs from Kafka until told to stop. The first SIGTERM or Ctrl-C drains, the second leaves at once."""
     from sluiceway.cli.embedded import reached
@@ -74,6 +75,7 @@ def work(
             max_cost=picousd(max_cost),
             instance=instance,
             metrics_port=metrics_port,
+            trace_sample=trace_sample,
             state=(state or _state_home()) / ("shadow" if shadow else "work"),
         )
         code = run(options)

@@ -70,6 +70,7 @@ class Committer:
         return False
 
     async def _commit(self, commits: Sequence[Commit], generation: int) -> None:
+        began = self._loop.time()
         try:
             outcome = await self._group.commit(commits, generation, self._settings.commit_timeout)
         except InputError as error:
@@ -83,6 +84,9 @@ class Committer:
         if outcome is Committed.DONE:
             self.failures = 0
             self._stream.committed(commits, now)
+            if self._settings.batched is not None:
+                for topic in dict.fromkeys([commit.partition.topic for commit in commits]):
+                    self._settings.batched("commit", topic, self._settings.group, now - began)
             for commit in commits:
                 self._flight.cover(commit)
             return

@@ -77,6 +77,7 @@ class FetchLoop:
                 continue
             if self._not_before and self._not_before.get(partition, 0.0) > self._loop.time():
                 continue
+            began = self._loop.time()
             try:
                 records, position = await self._group.fetch(partition, min(count, room))
             except UnansweredError as error:
@@ -94,6 +95,8 @@ class FetchLoop:
                 )
                 break
             room -= len(records)
+            if self._settings.batched is not None and records:
+                self._settings.batched("poll", partition.topic, self._settings.group, self._loop.time() - began)
             if position is not None and (records or self._stream.moved(partition, epoch, position)):
                 batches.append(Batch(partition, epoch, [_record(record) for record in records], position))
         return batches

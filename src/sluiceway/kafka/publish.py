@@ -29,7 +29,7 @@ from sluiceway.kafka.partitioner import partition_of
 from sluiceway.kafka.producer import SendFault, close_producer, open_producer, send_fault
 from sluiceway.kafka.security import Connection
 from sluiceway.kafka.topics import sizes
-from sluiceway.ports import Outgoing
+from sluiceway.ports import Outgoing, Sending
 
 __all__ = ["OnAck", "Publisher", "TooLarge"]
 
@@ -51,12 +51,17 @@ class Publisher:
         *,
         meter: Meter | None = None,
         patience: float = 30.0,
+        sending: Sending | None = None,
     ) -> None:
-        """`patience`, in seconds: how long a missing topic may be the cluster's hiccup before it is a fault."""
+        """`patience`, in seconds: how long a missing topic may be the cluster's hiccup before it is a fault.
+
+        `sending` may change a record's headers, and is told when it was acked.
+        """
         self._connection = connection
         self._names = tuple(dict.fromkeys(topics))
         self._meter: Meter = meter or NoMeter()
         self._patience = patience
+        self._sending = sending
         self._topics: dict[str, WrittenTopic] = {}
         self._ready: deque[Lane] = deque()
         self._wake = asyncio.Event()
@@ -146,6 +151,8 @@ class Publisher:
     def submit(self, outgoing: Outgoing, on_ack: OnAck, ticket: Any) -> None:
         """The same for callers in a hurry: `on_ack(ticket, outgoing, result)`, so that no closure is made a record."""
         topic = self._topic(outgoing)
+        if self._sending is not None:
+            outgoing, on_ack = _told(self._sending, outgoing, on_ack)
         size = size_of(outgoing)
         if size > topic.limit:
             on_ack(ticket, outgoing, TooLarge(outgoing.topic, size, topic.limit))
@@ -367,6 +374,16 @@ class Publisher:
     def _fail(self, error: BaseException) -> None:
         if not self._failed.done():
             self._failed.set_result(error)
+
+
+def _told(sending: Sending, outgoing: Outgoing, on_ack: OnAck) -> tuple[Outgoing, OnAck]:
+    sent, ended = sending(outgoing)
+
+    def acked(ticket: Any, record: Outgoing, result: TooLarge | None) -> None:
+        ended(None if result is None else "too_large")
+        on_ack(ticket, record, result)
+
+    return sent, acked
 
 
 def _plain(on_ack: Callable[[TooLarge | None], None], _: Outgoing, result: TooLarge | None) -> None:

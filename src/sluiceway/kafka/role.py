@@ -12,6 +12,9 @@ from sluiceway.core.stream import Limits, Partition, PartitionStats, Pause
 from sluiceway.kafka.start import Start
 from sluiceway.ports import Record
 
+Batched = Callable[[str, str, str, float], None]
+"""Told of each `poll` that brought records and each `commit` that was acked: which, topic, group, and its seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoleSettings:
@@ -35,6 +38,7 @@ class RoleSettings:
     dead_letters: str = ""  # the topic whose records count as dead letters to the flood guard
     tenant: Callable[[Record], str] | None = None
     wall: Callable[[], float] = time.time
+    batched: Batched | None = None
 
 
 class Holds(Protocol):

@@ -21,6 +21,7 @@ from sluiceway.core.leave import NEVER, Leaving
 from sluiceway.core.policy import Offer, Policy
 from sluiceway.core.route import Router
 from sluiceway.models import prices, providers, tokens
+from sluiceway.models.packing import PackedCalls
 from sluiceway.models.pool import Pool
 from sluiceway.models.sharing import SharedCalls
 from sluiceway.ports import Answers, Clock, Journal, Meter, Models, Tracer
@@ -80,6 +81,8 @@ def open_runner(
     detect = language.detector() if _needs_language(policy) else None
     pool = Pool.open(_called_by(policy, roles), clock, encoding, environ=environ)
     models: Models = pool if tracer is None else tracer.calls(pool)
+    if any(task.packing for task in policy.tasks.values()):
+        models = PackedCalls(models, policy.tasks, encoding, clock, pool.alike)
     if policy.sharing.on:
         models = SharedCalls(models, policy.sharing, policy.digest, clock, answers)
     runner = Runner(

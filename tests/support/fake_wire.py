@@ -31,8 +31,13 @@ _FENCE = re.compile(
 
 
 def job_text(user: str) -> str:
-    """The job's text inside its fence or fences; the whole user message where there is no fence."""
+    """The job's text inside its fence or fences; the whole user message where there is no fence.
+
+    Of several jobs in one message all texts, joined.
+    """
     fences = [(found["tag"], found["text"]) for found in _FENCE.finditer(user)]
+    if user.startswith("<job-"):
+        return "\n".join([job_text(text) for tag, text in fences if tag.startswith("job-")])
     data = [text for tag, text in fences if tag.startswith("data-")]
     return "\n".join(data) if data else fences[-1][1] if fences else user
 

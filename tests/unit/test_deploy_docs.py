@@ -45,6 +45,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "A bar": task.Bar,
     "Review": task.ReviewRules,
     "Retries": task.Retries,
+    "Packing": task.Packing,
     "A budget": task.Budget,
     "Worth": Worth,
     "A source": task.SourceSpec,

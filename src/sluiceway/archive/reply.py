@@ -27,6 +27,7 @@ def encode_reply(reply: Reply) -> bytes:
             "response_id": reply.response_id,
             "endpoint": reply.endpoint,
             "seconds": reply.seconds,
+            "packed": reply.packed,
         }
     )
 
@@ -44,6 +45,7 @@ def decode_reply(value: bytes) -> Reply:
         response_id=tree["response_id"],
         endpoint=tree["endpoint"],
         seconds=tree["seconds"],
+        packed=tree.get("packed", 1),
     )
 
 

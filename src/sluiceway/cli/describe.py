@@ -86,5 +86,5 @@ def _task(task: Task, models: Mapping[str, Model]) -> dict[str, Any]:
         "agree_on": list(task.compared),
         **{name: written[name] for name in ("clearance", "stakes", "priority", "risk", "deadline", "budget")},
         **{name: written[name] for name in ("start", "refuse", "review", "on_failure", "failed_share", "out_of_scope")},
-        **{name: written[name] for name in ("max_bytes", "trim", "topic", "results", "source")},
+        **{name: written[name] for name in ("max_bytes", "trim", "packing", "topic", "results", "source")},
     }

@@ -112,6 +112,9 @@ def _facts(task: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts += [("review", f"always when {rule}") for rule in review["always"]]
     if review["sample"]:
         facts.append(("review", f"a sample of {review['sample']:.2%}"))
+    if task["packing"]:
+        packing = task["packing"]
+        facts.append(("packing", f"experimental: up to {packing['jobs']} jobs a call, after {packing['wait']:g} s"))
     if task["source"]:
         facts.append(("source", f"{task['source']['topic']} {task['source']['input']}"))
     return facts

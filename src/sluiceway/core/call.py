@@ -104,6 +104,7 @@ class Reply:
     """The model answered. `logprobs` joined are the bytes of `text`, or empty where the model gives none.
 
     `distribution` (label -> probability) comes from `local` classifiers only. `seconds` is the call's duration.
+    `packed` is how many jobs the call that gave it was made for.
     """
 
     text: str
@@ -115,6 +116,7 @@ class Reply:
     response_id: str = ""
     endpoint: str = ""
     seconds: float = 0.0
+    packed: int = 1
 
 
 class FailureKind(StrEnum):

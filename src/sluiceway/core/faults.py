@@ -26,6 +26,7 @@ def find(models: Mapping[str, Model], tasks: Mapping[str, Task], doc: Document) 
         yield from _prompt(task, doc, path)
         yield from _ladder(task, models, doc, path)
         yield from _rules(task, doc, path)
+        yield from _packing(task, tasks, doc, (*path, "packing"))
     yield from _topics(tasks, doc)
 
 
@@ -44,6 +45,10 @@ def warn(models: Mapping[str, Model], tasks: Mapping[str, Task]) -> Iterator[str
         gates = [task.gate_of(rung) for rung in task.ladder]
         if any(gate is not None and gate.score is ScoreKind.NONE for gate in gates):
             yield f"tasks.{name}: a gate with score none accepts every schema-valid answer"
+        if task.packing is not None:
+            yield f"tasks.{name}.packing: experimental: an answer can depend on the jobs it is packed with"
+            if all(models[rung.model].api in (Api.LOCAL, Api.RECORDED) for rung in task.ladder):
+                yield f"tasks.{name}.packing: no model of the ladder is called over HTTP, so nothing is packed"
 
 
 def unknown_model(doc: Document, path: Path, name: str, models: Iterable[str]) -> Fault:
@@ -238,6 +243,29 @@ def _rules(task: Task, doc: Document, path: Path) -> Iterator[Fault]:
         yield doc.fault(
             (*path, "context_share"), "context and examples leave the job under 10% of the tokens", "lower one of them"
         )
+
+
+_NAMES = frozenset({"$id", "$anchor", "$dynamicAnchor", "$dynamicRef"})
+
+
+def _packing(task: Task, tasks: Mapping[str, Task], doc: Document, path: Path) -> Iterator[Fault]:
+    if task.packing is None:
+        return
+    mend = "remove packing:"
+    if task.kind is Kind.TEXT:
+        yield doc.fault(path, "free text is not packed", f"{mend}, or use labels, tags or output")
+    if task.kind is Kind.EXTRACTION and not _NAMES.isdisjoint(_keys(task.schema_)):
+        yield doc.fault(path, "its schema has names of its own ($id, $anchor), which packing would lose", mend)
+    alike = [name for name, one in tasks.items() if prompt.schema_name(one) == prompt.schema_name(task)]
+    if len(alike) > 1:
+        yield doc.fault(path, f"{' and '.join(alike)} are one name on the wire", f"rename one, or {mend}")
+
+
+def _keys(schema: object) -> Iterator[str]:
+    if isinstance(schema, dict):
+        yield from schema
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _keys(part)
 
 
 def _topics(tasks: Mapping[str, Task], doc: Document) -> Iterator[Fault]:

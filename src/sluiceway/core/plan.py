@@ -39,8 +39,9 @@ class Plan:
         return window if rung.input_tokens is None else min(rung.input_tokens, window)
 
     def worst_cost(self, model: str, request: Request) -> int:
-        """Pico-dollars that a call can cost at most."""
-        return ledger.worst_cost(request.input_tokens, self.models[model].params.max_tokens, self.prices[model])
+        """Pico-dollars that a call can cost at most: with packing its share of a packed one, and one of its own."""
+        worst = ledger.worst_cost(request.input_tokens, self.models[model].params.max_tokens, self.prices[model])
+        return worst if self.task.packing is None else 2 * worst
 
     def over_budget(self, model: str, request: Request, spent: int, day_left: int | None) -> str | None:
         """Which budget the call could exceed, None where none; `spent` and `day_left` in pico-dollars."""

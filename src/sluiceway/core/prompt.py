@@ -25,7 +25,7 @@ from sluiceway.core.trail import PromptFacts
 
 VARIABLES = ("task", "labels", "tags", "schema", "input")
 
-_CHAT_TOKENS = 16  # what a chat template adds around two messages, rounded up
+CHAT_TOKENS = 16  # what a chat template adds around two messages, rounded up
 _LEAST_TEXT = 16  # a budget below this shows a model too little to judge
 _SHRINKS = 6  # times a template is laid out again with less text before the job counts as too long
 
@@ -117,11 +117,11 @@ class Prompt:
         self._template, used = compile_template(task.prompt)
         self._asks_input = "input" in used
         self._schema = None if task.kind is Kind.TEXT else task.schema_
-        self._name = "".join(char if char.isalnum() or char in "_-" else "_" for char in task.name)[:64] or "answer"
+        self._name = schema_name(task)
         self._fixed = _fixed(task)
         instruction = "" if self._asks_input else rendered(self._template, **self._fixed).strip()
         self._head = "\n\n".join(part for part in (instruction, _answer_format(task, used)) if part)
-        self._head_tokens = len(tokens.encode(self._head)) + _CHAT_TOKENS
+        self._head_tokens = len(tokens.encode(self._head)) + CHAT_TOKENS
         # What two fence lines take: letters and digits in turn are the tag that most tokens go to.
         self._fence = len(tokens.encode(fence("context", "0f" * 8, ""))) + 2
         self._systems: dict[int, _System] = {}
@@ -245,6 +245,11 @@ class Prompt:
             head, tail = tokens[:first], tokens[len(tokens) - max(0, keep - 3 - first) :]
             return f"{self._tokens.decode(head)} [...] {self._tokens.decode(tail)}".replace("\ufffd", "")
         return self._tokens.decode(tokens[:keep]).rstrip("\ufffd")
+
+
+def schema_name(task: Task) -> str:
+    """The name of the task on the wire."""
+    return "".join(char if char.isalnum() or char in "_-" else "_" for char in task.name)[:64] or "answer"
 
 
 def _fixed(task: Task) -> dict[str, Any]:

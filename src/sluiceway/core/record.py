@@ -144,6 +144,7 @@ class Recorder:
             reply_sha256=sha256,
             finish=reply.finish.value,
             distribution=_top(reply.distribution),
+            packed=reply.packed if reply.packed > 1 else None,
         )
         if reply.distribution is not None:
             self._distributions[attempt.model] = reply.distribution

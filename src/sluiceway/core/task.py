@@ -151,6 +151,17 @@ class Retries(Frozen):
     longest_wait: Annotated[Seconds, Field(description="a duration such as 20s")] = 20.0
 
 
+class Packing(Frozen):
+    """Experimental: several small jobs of the task in one call. An answer can then depend on its neighbours."""
+
+    jobs: Annotated[int, Field(ge=2, le=50, description="jobs a call holds at most, 2 to 50")] = 10
+    wait: Annotated[
+        Seconds, Field(le=10, description="a duration such as 50ms, 10s at most: how long a job waits for others")
+    ] = 0.05
+    tokens: Annotated[int, Field(ge=16, description="a number: a job whose own part has more tokens goes alone")] = 1000
+    restricted: Annotated[bool, Field(description="true: restricted jobs are packed as well")] = False
+
+
 class Task(Frozen):
     """What a task demands. Exactly one of labels, tags, output and text says what its answer is."""
 
@@ -184,6 +195,7 @@ class Task(Frozen):
     )
     failed_share: Annotated[Share, Field(description="a share of a minute's jobs such as 10%")] = 0.10
     retries: Retries = Retries()
+    packing: Packing | None = None
     clearance: Annotated[ClearanceName, Field(description="public, internal, confidential or restricted")] = (
         Clearance.INTERNAL
     )

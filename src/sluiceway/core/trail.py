@@ -76,6 +76,8 @@ class Attempt:
 
     `conditions`: what was known when it ended and may have turned the next decision, null where nothing was unusual.
     `context_use`: the share of the model's context window that the call took, answer included; null where unknown.
+    `packed`: how many jobs the call that gave the answer was made for, this one among them; null: for it alone. Where a
+    job that was packed had to be called for by itself after all, usage and cost hold both calls.
     """
 
     model: str
@@ -101,6 +103,7 @@ class Attempt:
     prompt: PromptFacts | None = None
     conditions: Mapping[str, Any] | None = None
     context_use: float | None = None
+    packed: int | None = None
     step: Literal["attempt"] = "attempt"
 
 

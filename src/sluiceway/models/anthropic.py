@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request
+from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply
 from sluiceway.core.catalog import JsonMode, Model, Price
 from sluiceway.models import failure, schema, tokens
 from sluiceway.models.body import Template, Templates, keep_reserved
@@ -45,12 +45,14 @@ class AnthropicFormat:
         """The request's body. Raises InputError where the text can't be written as UTF-8 (a lone surrogate)."""
         return self._templates.fill(call)
 
-    def _template(self, request: Request, _logprobs: bool) -> Template:
-        model, params = self._model, self._model.params
+    def _template(self, call: Call) -> Template:
+        model, request, params = self._model, call.request, self._model.params
         system: dict[str, Any] = {"type": "text", "text": request.system}
         if self._caches(request.system):
             system["cache_control"] = {"type": "ephemeral"}
-        body: dict[str, Any] = {"model": model.model, "max_tokens": params.max_tokens, "system": [system]}
+        # A packed call's longest answer is its own: it holds those of several jobs.
+        longest = call.model.params.max_tokens
+        body: dict[str, Any] = {"model": model.model, "max_tokens": longest, "system": [system]}
         for name in ("temperature", "service_tier"):
             value = getattr(params, name)
             if value is not None:

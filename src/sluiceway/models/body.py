@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from sluiceway.core.call import Call, Request
+from sluiceway.core.call import Call
 from sluiceway.core.catalog import Model
 from sluiceway.core.errors import Bug, InputError
 
@@ -37,7 +37,7 @@ class Template:
 class Templates:
     """The templates of one model, by prompt, schema and whether logprobs are asked for."""
 
-    def __init__(self, make: Callable[[Request, bool], Template]) -> None:
+    def __init__(self, make: Callable[[Call], Template]) -> None:
         self._make = make
         self._known: dict[tuple[str, str, bool], tuple[Any, Template]] = {}
 
@@ -46,7 +46,7 @@ class Templates:
         key = (request.system, request.schema_name, call.logprobs)
         known = self._known.get(key)
         if known is None or (known[0] is not request.schema and known[0] != request.schema):
-            known = (request.schema, self._make(request, call.logprobs))
+            known = (request.schema, self._make(call))
             if len(self._known) >= _KEPT:
                 del self._known[next(iter(self._known))]
             self._known[key] = known

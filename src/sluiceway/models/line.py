@@ -7,7 +7,7 @@ and goes to another endpoint.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 
 from sluiceway.core.permit import Barred, Ended, Ending, Need, Permit, Permits, Served, Waiting
@@ -110,6 +110,17 @@ class Line:
         _, before = self._failed.pop(job, (0.0, _NONE))
         self._failed[job] = (now, before | {endpoint})
         while len(self._failed) > _REMEMBERED or next(iter(self._failed.values()))[0] < now - _FOR:
+            del self._failed[next(iter(self._failed))]
+        self.permits.retries_due = len(self._failed)
+
+    def alike(self, job: str, others: Iterable[str]) -> None:
+        """What is known of `job`, whose name stood for `others` in one call, is from now on known of each of them."""
+        known = self._failed.pop(job, None)
+        for other in others:
+            self._failed.pop(other, None)
+            if known is not None:
+                self._failed[other] = known
+        while len(self._failed) > _REMEMBERED:
             del self._failed[next(iter(self._failed))]
         self.permits.retries_due = len(self._failed)
 

@@ -54,16 +54,16 @@ class OpenAIFormat:
         """
         return self._templates.fill(call)
 
-    def _template(self, request: Request, logprobs: bool) -> Template:
-        model, params = self._model, self._model.params
+    def _template(self, call: Call) -> Template:
+        model, request, params = self._model, call.request, self._model.params
         body: dict[str, Any] = {"model": model.model}
         limit = "max_completion_tokens" if model.provider in _OWN else "max_tokens"
-        body[limit] = params.max_tokens
+        body[limit] = call.model.params.max_tokens  # a packed call's own: it holds the answers of several jobs
         for name in ("temperature", "reasoning_effort", "seed", "service_tier"):
             value = getattr(params, name)
             if value is not None:
                 body[name] = value
-        if logprobs and model.logprobs is not False:
+        if call.logprobs and model.logprobs is not False:
             body |= {"logprobs": True, "top_logprobs": 5}
         if request.schema is not None:
             body |= self._answer_form(request)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from sluiceway.core.allowance import TIMEOUT
@@ -169,6 +169,12 @@ class Pool:
         if self._observe is not None:
             self._observe(call.model.name, seconds, result if isinstance(result, Failure) else None)
         return _measured(result, endpoint.origin, seconds), told
+
+    def alike(self, call: Call, others: Iterable[str]) -> None:
+        """`call` was made for the jobs `others`: their next calls are second tries if the next of its `job_id` were."""
+        line = self._served[call.model.name].line
+        if line is not None:
+            line.alike(call.job_id, others)
 
     @property
     def limits(self) -> frozenset[str]:

@@ -87,6 +87,21 @@ async def test_every_row_has_one_outcome_and_the_doubted_ones_are_escalated(worl
     assert world.seen[-1] == summary.cost
 
 
+async def test_the_summary_says_what_a_success_cost_and_how_full_the_context_windows_were(world: World) -> None:
+    """All attempts of all jobs stand over the answers; a line without the share, of an older version, is let pass."""
+    await world.run(world.tickets(), Scripted(answers))
+    told = world.summary().as_json()
+    assert told["cost_per_success_usd"] == pytest.approx(told["cost_usd"] / JOBS)
+    share = round(125 / 128_000, 6)
+    assert told["context_use"] == {"mean": pytest.approx(share), "most": share}
+    lines = world.lines()
+    for step in lines[0]["trail"]["steps"]:
+        step.pop("context_use", None)
+    assert summarize(lines).metered < world.summary().metered
+    assert Summary().as_json()["context_use"] == {"mean": None, "most": None}
+    assert Summary().cost_per_success is None
+
+
 async def test_the_summary_says_what_share_of_the_input_came_from_prompt_caches(world: World) -> None:
     """By the usages that the models metered, over all kinds of input; kept answers are no calls and are counted."""
     await world.run(world.tickets(), Scripted(answers))

@@ -23,7 +23,7 @@ from sluiceway.core.catalog import Frozen
 from sluiceway.core.coin import Purpose
 from sluiceway.core.outcome import Ending, Result, Retry
 from sluiceway.core.quantity import share
-from sluiceway.core.trail import Role, VerdictKind
+from sluiceway.core.trail import Attempt, Role, VerdictKind
 
 PREFIX = "worth: "
 """What each reason begins with, in `left_out` of a route and as the reason of a wait."""
@@ -97,15 +97,15 @@ class _Window:
     successes: int = 0
 
     def add(self, tried: _Tried) -> None:
-        self._count(tried, 1)
         self.jobs.append(tried)
+        self.cost += tried.cost
+        self.tokens += tried.tokens
+        self.successes += tried.success
         if len(self.jobs) > self.size:
-            self._count(self.jobs.popleft(), -1)
-
-    def _count(self, tried: _Tried, sign: int) -> None:
-        self.cost += sign * tried.cost
-        self.tokens += sign * tried.tokens
-        self.successes += sign * tried.success
+            gone = self.jobs.popleft()
+            self.cost -= gone.cost
+            self.tokens -= gone.tokens
+            self.successes -= gone.success
 
     def overturn(self, job_id: str, before: int) -> None:
         for tried in self.jobs:
@@ -126,6 +126,7 @@ class WorthBoard:
         self._ladder = tuple(ladder)
         self._worst = worst
         self._windows = {model: _Window(rules.window) for model in ladder}
+        self._of = {Role.JOBS: frozenset(ladder[:-1]), Role.ESCALATIONS: frozenset(ladder[-1:])}
         self.too_dear: Mapping[str, TooDear] = NONE
 
     def ended(self, record: Ending, role: Role) -> None:
@@ -135,20 +136,19 @@ class WorthBoard:
         """
         if isinstance(record, Retry):
             return
-        attempts = record.trail.attempts
-        accepted = attempts[-1].model if attempts and attempts[-1].verdict is VerdictKind.ACCEPT else None
-        delivered = isinstance(record, Result)
+        last = record.trail.steps[-1] if record.trail.steps else None
+        accepted = last.model if isinstance(last, Attempt) and last.verdict is VerdictKind.ACCEPT else None
+        held = accepted if not isinstance(record, Result) else None
         found: dict[str, _Tried] = {}
-        for attempt in attempts:
-            model = attempt.model
-            if model not in self._windows or (model == self._ladder[-1]) is not (role is Role.ESCALATIONS):
+        for step in record.trail.steps:
+            if not isinstance(step, Attempt) or step.model not in self._of[role] or step.model == held:
                 continue
-            if model == accepted and not delivered:
-                continue
-            tried = found.setdefault(model, _Tried(record.job_id, record.round, 0, 0, model == accepted))
-            tried.cost += attempt.cost_picousd
-            if attempt.prompt is not None:
-                tried.tokens = max(tried.tokens, attempt.prompt.tokens)
+            tried = found.get(step.model)
+            if tried is None:
+                tried = found[step.model] = _Tried(record.job_id, record.round, 0, 0, step.model == accepted)
+            tried.cost += step.cost_picousd
+            if step.prompt is not None and step.prompt.tokens > tried.tokens:
+                tried.tokens = step.prompt.tokens
         for model, tried in found.items():
             self._windows[model].add(tried)
         if found:

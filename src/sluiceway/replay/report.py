@@ -28,6 +28,7 @@ class Summary:
 
     `answered_cost` and `reference_cost` are of the same jobs: those with an answer, so that the two can be compared.
     `tokens` are metered ones by kind; `kept` counts the attempts that a kept answer served without a call.
+    `context_use` sums the shares of its model's context window that each of the `metered` calls took.
     """
 
     jobs: int = 0
@@ -42,6 +43,9 @@ class Summary:
     reference_cost: int = 0
     tokens: Counter[str] = field(default_factory=Counter)
     kept: int = 0
+    metered: int = 0
+    context_use: float = 0.0
+    context_use_most: float = 0.0
 
     def add(self, outcome: Mapping[str, Any]) -> None:
         """Counts one outcome line."""
@@ -71,12 +75,22 @@ class Summary:
         for kind, names in KINDS.items():
             self.tokens[kind] += sum(usage[name] for name in names)
         self.kept += attempt["endpoint"] == CACHED
+        if (use := attempt.get("context_use")) is not None:  # a line of an older version has none
+            self.metered += 1
+            self.context_use += use
+            self.context_use_most = max(self.context_use_most, use)
 
     @property
     def prompt_cache_hit(self) -> float | None:
         """The share of input tokens that the providers read from their prompt caches; None without any input."""
         whole = self.tokens["input"] + self.tokens["cache_read"] + self.tokens["cache_write"]
         return self.tokens["cache_read"] / whole if whole else None
+
+    @property
+    def cost_per_success(self) -> float | None:
+        """US dollars of all attempts of all jobs for each answer; None without any."""
+        answers = self.answered.total()
+        return ledger.usd(self.cost) / answers if answers else None
 
     @property
     def saving(self) -> float | None:
@@ -102,6 +116,11 @@ class Summary:
             "reference_cost_picousd": self.reference_cost,
             "reference_cost_usd": ledger.usd(self.reference_cost),
             "saving": self.saving,
+            "cost_per_success_usd": self.cost_per_success,
+            "context_use": {
+                "mean": self.context_use / self.metered if self.metered else None,
+                "most": self.context_use_most if self.metered else None,
+            },
             "tokens": {kind: self.tokens[kind] for kind in KINDS},
             "prompt_cache_hit": self.prompt_cache_hit,
             "kept_answers": self.kept,

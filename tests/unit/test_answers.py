@@ -110,11 +110,11 @@ async def test_an_answer_of_the_future_does_not_serve(tmp_path: Path) -> None:
         await first.ask()
     with life(tmp_path) as second:
         assert await second.ask() == REPLY
-        second.models._front.drop(second.models._keys.of(BASE))
         assert second.answers is not None
-        second.answers.keep(second.models._keys.of(BASE), Kept(SERVED, 1010.0), Clearance.PUBLIC)
+        other = replace(BASE, tenant="other")
+        second.answers.keep(second.models._keys.of(other), Kept(SERVED, 1010.0), Clearance.PUBLIC)
         second.store.flush()
-        assert await second.ask() == REPLY
+        assert await second.ask(other) == REPLY
 
 
 @pytest.mark.parametrize("what", list(OTHERS))
@@ -184,7 +184,8 @@ from tests.unit.test_answers import Life
 async def main():
     living = Life(Path(sys.argv[1]))
     await living.ask()
-    await living.store.written()
+    for _ in range(3):
+        await asyncio.sleep(0)  # the turn in which it is written
     os._exit(9)
 
 asyncio.run(main())
@@ -215,14 +216,32 @@ async def test_what_is_kept_goes_with_the_stores_own_writes(tmp_path: Path) -> N
         assert rows(tmp_path) == 1
 
 
-async def test_a_call_that_keeps_nothing_reads_nothing(tmp_path: Path) -> None:
-    """Confidential data under a policy that does not keep them: not even a key is made."""
-    with life(tmp_path) as living:
+@pytest.mark.parametrize("coalesce", [False, True])
+async def test_a_call_that_keeps_nothing_reads_nothing(tmp_path: Path, coalesce: bool) -> None:
+    """Confidential data under a policy that does not keep them, shared in flight or not."""
+    with life(tmp_path, cache=60, coalesce=coalesce) as living:
         written: list[str] = []
         living.store._db.set_trace_callback(written.append)
         await living.ask(replace(BASE, clearance=Clearance.CONFIDENTIAL))
         assert written == []
-        assert living.models._keys._known == {}
+        assert len(living.models._front) == 0
+        assert bool(living.models._keys._known) == coalesce  # else not even a key is made
+
+
+async def test_before_a_store_little_memory_is_taken_and_what_left_it_is_found(tmp_path: Path) -> None:
+    """Eight megabytes of memory whatever the policy lets the store have; without a store all of it."""
+    with life(tmp_path) as living:
+        living.inner.answer = Reply("x" * 1_000_000, USAGE)
+        for number in range(10):
+            await living.ask(replace(BASE, tenant=str(number)))
+        await living.store.written()
+        assert len(living.models._front) == 1
+        found = [await living.ask(replace(BASE, tenant=str(number))) for number in range(10)]
+        assert [reply.endpoint for reply in found] == [CACHED] * 10
+        alone = SharedCalls(living.inner, living.rules, "digest", living.clock)
+        for number in range(10):
+            await alone.call(replace(BASE, tenant=str(number)))
+        assert len(alone._front) == 10
 
 
 @pytest.mark.parametrize("clearance", list(Clearance))

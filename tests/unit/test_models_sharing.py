@@ -28,6 +28,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "headers": {"model": Model(name="cheap", extra_headers={"x-beta": "1"})},
     "prompt": {"request": replace(BASE.request, system="t")},
     "text": {"request": replace(BASE.request, user="v")},
+    "what was trimmed": {"request": replace(BASE.request, text="v")},
     "schema": {"request": replace(BASE.request, schema={"type": "array"})},
     "task": {"request": replace(BASE.request, schema_name="tags")},
     "logprobs": {"logprobs": True},
@@ -209,6 +210,9 @@ def test_the_cache_stays_within_its_size_and_drops_what_was_not_used_for_longest
     assert len(cache) == 10
     assert cache.get(b"\0") is not None
     assert cache.get(bytes([1])) is None
+    for _ in range(100):  # in its own place, which takes no more room
+        cache.put(b"\0", Kept(Reply("x" * 100, USAGE), 10.0))
+    assert len(cache) == 10
     cache.put(b"large", Kept(Reply("x" * 10_000, USAGE), 10.0))
     assert cache.get(b"large") is None
     assert len(cache) == 10

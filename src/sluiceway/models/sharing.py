@@ -39,7 +39,9 @@ class AnswerCache:
         return found[0]
 
     def put(self, key: bytes, kept: Kept) -> None:
-        self.drop(key)
+        before = self._kept.pop(key, None)
+        if before is not None:
+            self._size -= before[1]
         size = _OVERHEAD + 4 * len(kept.reply.text) + _TOKEN * len(kept.reply.logprobs)
         if size > self._limit:
             return
@@ -47,11 +49,6 @@ class AnswerCache:
         self._size += size
         while self._size > self._limit:
             self._size -= self._kept.pop(next(iter(self._kept)))[1]
-
-    def drop(self, key: bytes) -> None:
-        found = self._kept.pop(key, None)
-        if found is not None:
-            self._size -= found[1]
 
 
 class SharedCalls:
@@ -97,10 +94,7 @@ class SharedCalls:
             if kept is None:
                 return None
             self._front.put(key, kept)
-        if self._rules.serves(kept.at, self._clock.now()):
-            return kept.reply
-        self._front.drop(key)
-        return None
+        return kept.reply if self._rules.serves(kept.at, self._clock.now()) else None
 
     async def _lead(self, key: bytes, call: Call, keeps: bool) -> Reply | Failure:
         followers = self._open[key] = []

@@ -80,27 +80,32 @@ class Clock(Protocol):
     async def sleep_until(self, time: float) -> None: ...
 
 
+class Entry(Protocol):
+    """What a journal knows of one call."""
+
+    @property
+    def reply(self) -> Reply | None:
+        """The one that this very call got before."""
+
+    async def started(self) -> None:
+        """Returns when it is on record that the call is made."""
+
+    def ended(self, event: Reply | Failure) -> None:
+        """It came back."""
+
+
 class Journal(Protocol):
     """Remembers calls across restarts, so that no reply is paid for twice."""
 
-    def held(self, job: Job, call: Call) -> Reply | None: ...
-
-    async def started(self, job: Job, call: Call) -> None: ...
-
-    def ended(self, job: Job, call: Call, event: Reply | Failure) -> None: ...
+    def entry(self, job: Job, call: Call) -> Entry | None:
+        """None where nothing is to be remembered of the call."""
 
 
 class NoJournal:
     """Remembers nothing: replay keeps its own outcomes, and tests need none."""
 
-    def held(self, job: Job, call: Call) -> Reply | None:  # noqa: ARG002  the protocol's signature
+    def entry(self, job: Job, call: Call) -> Entry | None:  # noqa: ARG002  the protocol's signature
         return None
-
-    async def started(self, job: Job, call: Call) -> None:
-        pass
-
-    def ended(self, job: Job, call: Call, event: Reply | Failure) -> None:
-        pass
 
 
 class Flight(Protocol):
@@ -115,8 +120,11 @@ class Flight(Protocol):
     def condemned(self, record: Record) -> bool:
         """True if a process died while it ran alone: it is not to run again."""
 
-    async def take(self, record: Record, *, alone: bool) -> None:
-        """Returns when it is on record that the job runs. Raises Bug when the store can't be written."""
+    def take(self, record: Record, *, alone: bool) -> None:
+        """Puts on record, before a task that is made now has its first turn, that the job runs."""
+
+    def begin(self, record: Record) -> None:
+        """To be called in the task that works on it. Raises Bug when it could not be put on record that it runs."""
 
     def publish(self, record: Record) -> None:
         """Its outgoing record is acked; a commit is still to come."""
@@ -143,7 +151,10 @@ class NoFlight:
     def condemned(self, record: Record) -> bool:  # noqa: ARG002  the protocol's signature
         return False
 
-    async def take(self, record: Record, *, alone: bool) -> None:
+    def take(self, record: Record, *, alone: bool) -> None:
+        pass
+
+    def begin(self, record: Record) -> None:
         pass
 
     def publish(self, record: Record) -> None:

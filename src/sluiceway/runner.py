@@ -158,12 +158,14 @@ class Runner:
         return Woke()
 
     async def _perform(self, ask: Call, plan: Plan, job: Job) -> Reply | Failure:
-        held = self._journal.held(job, ask)
-        if held is not None:
-            return held
-        await self._journal.started(job, ask)
+        entry = self._journal.entry(job, ask)
+        if entry is None:
+            return await self._pay(ask, plan)
+        if entry.reply is not None:
+            return entry.reply
+        await entry.started()
         event = await self._pay(ask, plan)
-        self._journal.ended(job, ask, event)
+        entry.ended(event)
         return event
 
     async def _pay(self, call: Call, plan: Plan) -> Reply | Failure:

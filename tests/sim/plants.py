@@ -224,7 +224,9 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "retry_budget_ignored": _plant(
         (retrybudget.RetryBudget, "wait", "self._balance = min(", "return 0.0\n    self._balance = min(")
     ),
-    "reply_paid_twice": _plant((runner.Runner, "_perform", "if held is not None:", "if False:")),
-    "call_not_on_record": _plant((journal.Journal, "started", "self._store.started(job, call)", "pass")),
+    "reply_paid_twice": _plant((runner.Runner, "_perform", "if entry.reply is not None:", "if False:")),
+    "call_not_on_record": _plant(
+        (journal.Entry, "started", "self._store.call(job.id, job.task, self._call.model.name)", "0")
+    ),
     "cache_reads_unpriced": _plant((ledger, "cost", "usage.input_cache_read", "0 * usage.input_cache_read")),
 }

@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from sluiceway.archive.journal import Entry, Journal
 from sluiceway.archive.store import Bounds, Store
-from sluiceway.core.call import Call, Reply
+from sluiceway.archive.turns import Live
+from sluiceway.core.call import Call
 from sluiceway.core.job import Job
 
 
+class SimJournal(Journal):
+    """The journal of one process."""
+
+    def __init__(self, store: SimStore) -> None:
+        self._store = store
+
+    def entry(self, job: Job, call: Call) -> Entry | None:
+        return SimEntry(self._store, job, call)
+
+
+class SimEntry(Entry):
+    """Tells its store's `twice` of a call that is made though its reply is on file."""
+
+    async def started(self) -> None:
+        if self._store.held(self._key) is not None:
+            self._store.twice(f"{self._job.id} at {self._call.model.name}")
+        await super().started()
+
+
 class SimStore(Store):
-    """`twice` is told of each call that is made though its reply is on file. What was not flushed dies with `die`."""
+    """The store of one process; what was not flushed dies with `die`."""
 
     def __init__(self, directory: Path, now: Callable[[], float], twice: Callable[[str], None]) -> None:
         super().__init__(directory, bounds=Bounds(), now=now)
         # A simulated death tears no write apart: what keeps a file whole through a real one would only cost time.
         for cheap in ("locking_mode = EXCLUSIVE", "journal_mode = MEMORY", "synchronous = OFF"):
             self._db.execute(f"PRAGMA {cheap}")
-        self._twice = twice
+        self.twice = twice
+        self._on_file, self._read_to = Live(), 0
         self._dead = False
-        self._open: Counter[tuple[str, str, int]] = Counter()  # calls under way
-
-    def started(self, job: Job, call: Call) -> None:
-        if self.reply(job, call) is not None:
-            self._twice(f"{job.id} at {call.model.name}")
-        self._open[job.id, call.model.name, call.draw] += 1
-        super().started(job, call)
-
-    def ended(self, job: Job, call: Call, reply: Reply | None) -> None:
-        self._open[job.id, call.model.name, call.draw] -= 1
-        super().ended(job, call, reply)
 
     def on_record(self, call: Call) -> bool:
-        """Whether the file says that such a call is under way: nothing is open that is not written yet."""
-        row = self._db.execute(
-            "SELECT 1 FROM calls WHERE job_id = ? AND model = ? AND draw = ?",
-            (call.job_id, call.model.name, call.draw),
-        ).fetchone()
-        # Two copies of one record share a row, which the one may end while the other waits for its permit.
-        return row is not None and self._open[call.job_id, call.model.name, call.draw] > 0
+        """Whether the file says that such a call is under way."""
+        rows = self._db.execute("SELECT id, told FROM turns WHERE id > ? ORDER BY id", (self._read_to,)).fetchall()
+        if rows:
+            self._read_to = rows[-1][0]
+        self._on_file.read(row for _, row in rows)
+        return any(one[2] == call.job_id and one[4] == call.model.name for one in self._on_file.calls.values())
 
     def close(self) -> None:
         if not self._dead:

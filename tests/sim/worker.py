@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sluiceway.archive.flight import StoreFlight
-from sluiceway.archive.journal import Journal
 from sluiceway.clock import WallClock
 from sluiceway.core.cascade import Role
 from sluiceway.core.leave import Leaving
@@ -25,7 +24,7 @@ from tests.sim import models
 from tests.sim.judge import RATES
 from tests.sim.loop import PROCESS, Process
 from tests.sim.marks import FROM, remaining, tagged
-from tests.sim.store import SimStore
+from tests.sim.store import SimJournal, SimStore
 from tests.sim.watch import judge_void
 from tests.support.evidence import Place
 
@@ -121,7 +120,7 @@ class SimWorker:
             tokens=models.Bytes(),
             meter=_Finished(),
             secret=b"a secret of sixteen",
-            journal=Journal(store) if store else None,
+            journal=SimJournal(store) if store else None,
             leaving=Leaving(tuple(sorted(set(topics.delays.values()))), setup.crowd),
         )
         self.publisher = publisher = Publisher(connection, topics.written, meter=notes)

@@ -73,7 +73,7 @@ async def test_what_ran_at_a_death_has_died_once_more_and_at_three_is_suspect(tm
         flight: Flight = StoreFlight(store, "g")
         assert not flight.suspect(a_record(1))
         for offset in (1, 2, 3):
-            await flight.take(a_record(offset), alone=False)
+            flight.take(a_record(offset), alone=False)
         flight.drop(a_record(3))
         store.flush()
         directory = tmp_path / str(death + 1)
@@ -90,8 +90,9 @@ async def test_who_died_alone_is_condemned_until_its_dead_letter_is_out(tmp_path
     """It needs no further death; once published it is not run again, and not published again after the next death."""
     store = a_store(tmp_path / "0")
     flight = StoreFlight(store, "g")
-    await flight.take(a_record(1), alone=True)
-    await flight.take(a_record(2), alone=False)
+    flight.take(a_record(1), alone=True)
+    flight.take(a_record(2), alone=False)
+    store.flush()
     with dead(store, tmp_path / "1") as after:
         flight = StoreFlight(after, "g")
         assert flight.condemned(a_record(1))
@@ -108,12 +109,12 @@ async def test_who_died_alone_is_condemned_until_its_dead_letter_is_out(tmp_path
 async def test_a_clean_stop_is_no_death(tmp_path: Path) -> None:
     """Neither a close nor `landed` before a hard exit counts for what still runs."""
     store = a_store(tmp_path / "0")
-    await StoreFlight(store, "g").take(a_record(), alone=True)
+    StoreFlight(store, "g").take(a_record(), alone=True)
     store.close()
     store = a_store(tmp_path / "0")
     flight = StoreFlight(store, "g")
     assert not flight.condemned(a_record())
-    await flight.take(a_record(), alone=True)
+    flight.take(a_record(), alone=True)
     assert store.landed()
     with dead(store, tmp_path / "1") as after:
         assert not StoreFlight(after, "g").condemned(a_record())
@@ -125,15 +126,15 @@ async def test_a_job_that_is_blamed_has_died_however_clean_the_stop(tmp_path: Pa
         store = a_store(tmp_path)
         flight = StoreFlight(store, "g")
         assert not flight.suspect(a_record(1))
-        await flight.take(a_record(1), alone=False)
-        await flight.take(a_record(2), alone=False)
+        flight.take(a_record(1), alone=False)
+        flight.take(a_record(2), alone=False)
         flight.blame(a_record(1))
         store.close()
     store = a_store(tmp_path)
     flight = StoreFlight(store, "g")
     assert flight.suspect(a_record(1))
     assert not flight.suspect(a_record(2))
-    await flight.take(a_record(1), alone=True)
+    flight.take(a_record(1), alone=True)
     flight.blame(a_record(1))
     store.close()
     store = a_store(tmp_path)
@@ -146,7 +147,7 @@ async def test_what_was_published_is_known_until_a_commit_covers_it(tmp_path: Pa
     store = a_store(tmp_path / "0")
     flight = StoreFlight(store, "g")
     for offset in (1, 2):
-        await flight.take(a_record(offset), alone=False)
+        flight.take(a_record(offset), alone=False)
         flight.publish(a_record(offset))
     assert flight.was_published(a_record(1))  # its partition may go before the commit, and come back
     store.flush()
@@ -173,7 +174,7 @@ async def test_a_commit_covers_what_it_says_to_be_done_and_no_more(tmp_path: Pat
     flight = StoreFlight(store, "g")
     records = [a_record(1), a_record(1, partition=1), a_record(2), a_record(3), a_record(4)]
     for record in records:
-        await flight.take(record, alone=False)
+        flight.take(record, alone=False)
         flight.publish(record)
     flight.cover(a_commit(2, 3))
     store.flush()
@@ -186,8 +187,8 @@ async def test_a_job_taken_twice_is_dropped_whole(tmp_path: Path) -> None:
     """It left without a word and came back: the last word counts."""
     store = a_store(tmp_path / "0")
     flight = StoreFlight(store, "g")
-    await flight.take(a_record(), alone=True)
-    await flight.take(a_record(), alone=False)
+    flight.take(a_record(), alone=True)
+    flight.take(a_record(), alone=False)
     flight.drop(a_record())
     store.flush()
     with dead(store, tmp_path / "1") as after:
@@ -198,8 +199,8 @@ async def test_another_group_or_a_topic_made_anew_is_another_job(tmp_path: Path)
     """The same topic, partition and offset under another group or with another timestamp has its own fate."""
     store = a_store(tmp_path / "0")
     jobs = StoreFlight(store, "jobs")
-    await jobs.take(a_record(1), alone=True)
-    await jobs.take(a_record(2), alone=False)
+    jobs.take(a_record(1), alone=True)
+    jobs.take(a_record(2), alone=False)
     jobs.publish(a_record(2))
     store.flush()
     with dead(store, tmp_path / "1") as after:
@@ -217,8 +218,8 @@ async def test_what_nobody_asks_for_is_forgotten_with_age(tmp_path: Path) -> Non
     time = Time()
     store = a_store(tmp_path / "0")
     flight = StoreFlight(store, "g")
-    await flight.take(a_record(1), alone=True)
-    await flight.take(a_record(2), alone=False)
+    flight.take(a_record(1), alone=True)
+    flight.take(a_record(2), alone=False)
     flight.publish(a_record(2))
     store.flush()
     with dead(store, tmp_path / "1") as after:
@@ -234,26 +235,35 @@ async def test_what_nobody_asks_for_is_forgotten_with_age(tmp_path: Path) -> Non
 
 
 async def test_the_jobs_of_a_turn_are_one_write(tmp_path: Path) -> None:
-    """A hundred takes are on record together, and each returns only then."""
+    """A hundred takes are on record together, before the first of their tasks has its turn."""
     store = a_store(tmp_path)
     flight = StoreFlight(store, "g")
-    takes = [asyncio.ensure_future(flight.take(a_record(offset), alone=False)) for offset in range(100)]
-    await asyncio.sleep(0)
+    pending = []
+
+    async def works(record: Record) -> None:
+        pending.append(store.pending)
+        flight.begin(record)
+
+    tasks = []
+    for offset in range(100):
+        flight.take(a_record(offset), alone=False)
+        tasks.append(asyncio.ensure_future(works(a_record(offset))))
     assert store.pending == 100
-    assert not any(take.done() for take in takes)
-    await asyncio.gather(*takes)
-    assert store.pending == 0
+    await asyncio.gather(*tasks)
+    assert pending == [0] * 100
     store.close()
 
 
 async def test_no_job_runs_that_is_not_on_record(tmp_path: Path) -> None:
-    """A store that takes no more fails the take; `landed` then says that it could not help, and does not raise."""
+    """A store that takes no more fails the begin; `landed` then says that it could not help, and does not raise."""
     store = a_store(tmp_path)
     flight = StoreFlight(store, "g")
-    store.batch("INSERT INTO flight VALUES (NULL, NULL, NULL, NULL, NULL, NULL)").append(())
+    store.batch("INSERT INTO turns VALUES (NULL, NULL, NULL)").append(())
+    flight.take(a_record(), alone=False)
+    await asyncio.sleep(0)  # the turn in which it is written
     with pytest.raises(Bug, match="Mend"):
-        await flight.take(a_record(), alone=False)
-    store.batch("INSERT INTO flight VALUES (NULL, NULL, NULL, NULL, NULL, NULL)").append(())
+        flight.begin(a_record())
+    store.batch("INSERT INTO turns VALUES (NULL, NULL, NULL)").append(())
     assert not store.landed()
     store.close()  # the fault was told: once is enough
 
@@ -267,12 +277,13 @@ from tests.unit.test_flight import a_record, a_store
 async def main():
     flight = StoreFlight(a_store(Path(sys.argv[1])), "g")
     print(flight.suspect(a_record(1)), flight.condemned(a_record(1)), flush=True)
-    await flight.take(a_record(1), alone=flight.suspect(a_record(1)))
-    await flight.take(a_record(2), alone=False)
+    flight.take(a_record(1), alone=flight.suspect(a_record(1)))
+    flight.take(a_record(2), alone=False)
     flight.publish(a_record(2))
-    await flight.take(a_record(3), alone=False)
+    flight.take(a_record(3), alone=False)
     flight.drop(a_record(3))
-    await flight.take(a_record(4), alone=False)
+    flight.take(a_record(4), alone=False)
+    await asyncio.sleep(0)
     print("taken", flush=True)
     await asyncio.Event().wait()
 
@@ -367,18 +378,15 @@ class FlightMachine(RuleBasedStateMachine):
         flight = self.flights[group]
 
         async def acts() -> None:
-            task = None
             if what == "take":
-                task = asyncio.ensure_future(flight.take(record, alone=alone))
-                await asyncio.sleep(0)
+                flight.take(record, alone=alone)
             elif commit is not None:
                 flight.cover(commit)
             else:
                 getattr(flight, what)(record)
             if dies:
                 self.image()
-            if task is not None:
-                await task
+            await asyncio.sleep(0)
 
         self.runner.run(acts())
         if dies:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.journal import Journal
 from sluiceway.archive.store import Bounds, Store, open_store
 from sluiceway.archive.tables import FORMAT
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request, TokenLogprob, Usage
 from sluiceway.core.catalog import Api, Clearance, Model
 from sluiceway.core.errors import Bug, InputError
+from sluiceway.core.held import Commit, Partition
 from sluiceway.core.job import Job, admit
+from sluiceway.ports import Record
 
 FIXTURES = Path(__file__).parent / "fixtures"
 REPLY = Reply(
@@ -52,33 +56,58 @@ def a_call(*, draw: int = 1, user: str = "u", clearance: Clearance = Clearance.I
     return Call(model, Request("s", user, None, "n", 1, "t"), 0, 1e12, "j1", draw=draw, clearance=clearance)
 
 
+def a_record(offset: int = 1) -> Record:
+    return Record("jobs", 0, offset, 1.5, b"key", b"{}", ())
+
+
 def a_store(directory: Path, time: Time | None = None, bounds: Bounds | None = None) -> Store:
     return Store(directory, bounds=bounds or Bounds(), now=time or Time())
 
 
-def test_a_reply_survives_a_restart_whole(tmp_path: Path) -> None:
+def contents(directory: Path) -> dict[str, bytes]:
+    """What lies in it, by the files' names."""
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+async def pays(store: Store, job: Job, call: Call, event: Reply | Failure | None) -> None:
+    """A call is made; None comes of it where it dies with its process."""
+    entry = Journal(store).entry(job, call)
+    assert entry is not None
+    await entry.started()
+    if event is not None:
+        entry.ended(event)
+
+
+FAILED = Failure(FailureKind.TRANSIENT, "timeout")
+
+
+def held(store: Store, job: Job, call: Call) -> Reply | None:
+    entry = Journal(store).entry(job, call)
+    assert entry is not None
+    return entry.reply
+
+
+async def test_a_reply_survives_a_restart_whole(tmp_path: Path) -> None:
     """What comes back is equal to what came, logprob bytes included; another draw or prompt finds nothing."""
     store = a_store(tmp_path)
-    store.started(a_job(), a_call())
-    store.ended(a_job(), a_call(), REPLY)
-    assert store.reply(a_job(), a_call()) == REPLY
+    await pays(store, a_job(), a_call(), REPLY)
+    assert held(store, a_job(), a_call()) == REPLY
     store.close()
     again = a_store(tmp_path)
-    assert again.reply(a_job(), a_call()) == REPLY
-    assert again.reply(a_job(), a_call(draw=2)) is None
-    assert again.reply(a_job(), a_call(user="other")) is None
-    assert again.reply(a_job("j2"), a_call()) is None
-    assert again.reply(a_job(text="other"), a_call()) is None
+    assert held(again, a_job(), a_call()) == REPLY
+    assert held(again, a_job(), a_call(draw=2)) is None
+    assert held(again, a_job(), a_call(user="other")) is None
+    assert held(again, a_job("j2"), a_call()) is None
+    assert held(again, a_job(text="other"), a_call()) is None
     assert again.lost == ()
     again.close()
 
 
-def test_a_call_without_a_reply_is_listed_as_lost_once(tmp_path: Path) -> None:
+async def test_a_call_without_a_reply_is_listed_as_lost_once(tmp_path: Path) -> None:
     """The next run of the instance lists it, the one after does not."""
     store = a_store(tmp_path)
-    store.started(a_job(), a_call())
-    store.started(a_job("j2"), a_call())
-    store.ended(a_job("j2"), a_call(), None)
+    await pays(store, a_job(), a_call(), None)
+    await pays(store, a_job("j2"), a_call(), FAILED)
     store.close()
     again = a_store(tmp_path)
     assert [(call.job_id, call.task, call.model, call.started) for call in again.lost] == [("j1", "t", "cheap", 1000.0)]
@@ -88,26 +117,16 @@ def test_a_call_without_a_reply_is_listed_as_lost_once(tmp_path: Path) -> None:
     third.close()
 
 
-def test_one_id_with_another_input_is_noticed(tmp_path: Path) -> None:
-    store = a_store(tmp_path)
-    assert store.same_input(a_job())
-    store.flush()
-    assert store.same_input(a_job())
-    assert not store.same_input(a_job(text="something else"))
-    store.close()
-
-
-def test_no_reply_above_the_clearance_touches_the_disk(tmp_path: Path) -> None:
+async def test_no_reply_above_the_clearance_touches_the_disk(tmp_path: Path) -> None:
     """A restricted job's call is on record, its reply's text is nowhere in the directory."""
     store = a_store(tmp_path)
     secret = Reply("canary-4711", Usage())
     call = a_call(clearance=Clearance.RESTRICTED)
-    store.started(a_job(), call)
-    store.ended(a_job(), call, secret)
+    await pays(store, a_job(), call, secret)
     store.close()
-    assert all(b"canary-4711" not in file.read_bytes() for file in tmp_path.iterdir())
+    assert all(b"canary-4711" not in content for content in contents(tmp_path).values())
     again = a_store(tmp_path)
-    assert again.reply(a_job(), call) is None
+    assert held(again, a_job(), call) is None
     assert again.lost == ()
     again.close()
 
@@ -135,52 +154,48 @@ def test_a_restarted_worker_finds_the_first_free_slot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"not a database at all" * 100, b""])
-def test_a_broken_file_is_set_aside(tmp_path: Path, content: bytes) -> None:
+async def test_a_broken_file_is_set_aside(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "store.db").write_bytes(content)
     """The worker starts with an empty store; what could not be read is kept beside it."""
     store = a_store(tmp_path)
-    store.started(a_job(), a_call())
-    store.ended(a_job(), a_call(), REPLY)
+    await pays(store, a_job(), a_call(), REPLY)
     store.close()
     again = a_store(tmp_path)
-    assert again.reply(a_job(), a_call()) == REPLY
+    assert held(again, a_job(), a_call()) == REPLY
     again.close()
     aside = tmp_path / "store.db.aside"
     assert aside.exists() == bool(content)
     assert not content or aside.read_bytes() == content
 
 
-def test_a_store_of_the_format_before_is_read(tmp_path: Path) -> None:
+async def test_a_store_of_the_format_before_is_read(tmp_path: Path) -> None:
     """A rolling upgrade pays for nothing twice: replies and lost calls of format 1 are there, and it opens again.
 
     The file was written by the code of commit 8ff42b1: j1 with its reply, j2 without one, and j1's input.
     """
     (tmp_path / "store.db").write_bytes((FIXTURES / "store-format-1.db").read_bytes())
     store = a_store(tmp_path)
-    assert store.reply(a_job(), a_call()) == REPLY
+    assert held(store, a_job(), a_call()) == REPLY
     assert [(call.job_id, call.started) for call in store.lost] == [("j2", 1000.0)]
-    assert not store.same_input(a_job(text="something else"))
-    store.started(a_job("j3"), a_call())
-    store.ended(a_job("j3"), a_call(), REPLY)
+    await pays(store, a_job("j3"), a_call(), REPLY)
     store.close()
     again = a_store(tmp_path)
-    assert again.reply(a_job(), a_call()) == again.reply(a_job("j3"), a_call()) == REPLY
+    assert held(again, a_job(), a_call()) == held(again, a_job("j3"), a_call()) == REPLY
     assert again.lost == ()
     again.close()
-    assert [file.name for file in tmp_path.glob("*.aside")] == []
+    assert not [name for name in contents(tmp_path) if name.endswith(".aside")]
 
 
-def test_a_store_of_a_later_format_is_set_aside(tmp_path: Path) -> None:
+async def test_a_store_of_a_later_format_is_set_aside(tmp_path: Path) -> None:
     """After a step back the worker starts, and the later file is whole beside the new one."""
     store = a_store(tmp_path)
-    store.started(a_job(), a_call())
-    store.ended(a_job(), a_call(), REPLY)
+    await pays(store, a_job(), a_call(), REPLY)
     store.close()
     with closing(sqlite3.connect(tmp_path / "store.db")) as db:
         db.execute(f"PRAGMA user_version = {FORMAT + 1}")
     content = (tmp_path / "store.db").read_bytes()
     again = a_store(tmp_path)
-    assert again.reply(a_job(), a_call()) is None
+    assert held(again, a_job(), a_call()) is None
     again.close()
     assert (tmp_path / "store.db.aside").read_bytes() == content
 
@@ -195,48 +210,42 @@ def test_a_file_that_the_machine_refuses_is_not_set_aside(tmp_path: Path) -> Non
     a_store(tmp_path).close()  # the lock was given back
 
 
-def test_the_store_is_bounded_by_age_and_by_size(tmp_path: Path) -> None:
+async def test_the_store_is_bounded_by_age_and_by_size(tmp_path: Path) -> None:
     """Old calls are forgotten; over the size the oldest go first."""
     time = Time()
     store = a_store(tmp_path, time, Bounds(size=400_000, age=100.0))
     for number in range(2000):
         time.now += 0.01
-        store.started(a_job(f"j{number}"), a_call())
-        store.ended(a_job(f"j{number}"), a_call(), REPLY)
+        await pays(store, a_job(f"j{number}"), a_call(), REPLY)
     store.flush()
     store.prune()
-    assert store.reply(a_job("j0"), a_call()) is None
-    assert store.reply(a_job("j1999"), a_call()) == REPLY
+    assert held(store, a_job("j0"), a_call()) is None
+    assert held(store, a_job("j1999"), a_call()) == REPLY
     time.now += 200.0
     store.prune()
-    assert store.reply(a_job("j1999"), a_call()) is None
+    assert held(store, a_job("j1999"), a_call()) is None
     store.close()
 
 
 async def test_the_journal_pays_once_across_a_restart_and_forgets_failures(tmp_path: Path) -> None:
     store = a_store(tmp_path)
-    journal = Journal(store)
-    await journal.started(a_job(), a_call())
+    await pays(store, a_job(), a_call(), None)
     assert store.pending == 0  # on record before the call is made
-    journal.ended(a_job(), a_call(), REPLY)
-    await journal.started(a_job("j2"), a_call())
-    journal.ended(a_job("j2"), a_call(), Failure(FailureKind.TRANSIENT, "timeout"))
-    await journal.started(a_job("j3"), a_call(api=Api.RECORDED))
+    await pays(store, a_job(), a_call(), REPLY)
+    await pays(store, a_job("j2"), a_call(), FAILED)
+    assert Journal(store).entry(a_job("j3"), a_call(api=Api.RECORDED)) is None
     store.close()
     again = a_store(tmp_path)
-    held = Journal(again)
-    assert held.held(a_job(), a_call()) == REPLY
-    assert held.held(a_job("j2"), a_call()) is None
-    assert again.lost == ()
+    assert held(again, a_job(), a_call()) == REPLY
+    assert held(again, a_job("j2"), a_call()) is None
     again.close()
 
 
 async def test_a_cancelled_wait_takes_nobody_with_it(tmp_path: Path) -> None:
     """Calls of one turn share a write, never a fate."""
     store = a_store(tmp_path)
-    journal = Journal(store)
-    first = asyncio.ensure_future(journal.started(a_job(), a_call()))
-    second = asyncio.ensure_future(journal.started(a_job("j2"), a_call()))
+    first = asyncio.ensure_future(pays(store, a_job(), a_call(), None))
+    second = asyncio.ensure_future(pays(store, a_job("j2"), a_call(), None))
     await asyncio.sleep(0)  # both wait now
     first.cancel()
     await second
@@ -248,28 +257,119 @@ async def test_a_cancelled_wait_takes_nobody_with_it(tmp_path: Path) -> None:
 async def test_a_store_that_takes_no_more_says_so_to_all_who_wait_and_from_then_on(tmp_path: Path) -> None:
     """No call is made that is not on record."""
     store = a_store(tmp_path)
-    journal = Journal(store)
     with closing(sqlite3.connect(tmp_path / "store.db")) as other:
-        other.execute("DROP TABLE calls")
-    waiting = [asyncio.ensure_future(journal.started(a_job(name), a_call())) for name in ("j1", "j2")]
+        other.execute("DROP TABLE turns")
+    waiting = [asyncio.ensure_future(pays(store, a_job(name), a_call(), None)) for name in ("j1", "j2")]
     for result in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(result, Bug)
         assert "Mend" in str(result)
     with pytest.raises(Bug, match="no such table"):
-        await journal.started(a_job("j3"), a_call())
+        await pays(store, a_job("j3"), a_call(), None)
     store.close()  # somebody was told: once is enough
 
 
 async def test_a_write_that_failed_untold_is_told_at_the_end(tmp_path: Path) -> None:
     """A reply that could not be kept is not lost in silence; the directory is given back all the same."""
     store = a_store(tmp_path)
-    journal = Journal(store)
-    await journal.started(a_job(), a_call())
+    await pays(store, a_job("j0"), a_call(), None)
     with closing(sqlite3.connect(tmp_path / "store.db")) as other:
-        other.execute("DROP TABLE calls")
-    journal.ended(a_job(), a_call(), REPLY)
+        other.execute("DROP TABLE replies")
+    store.keep("00", b"{}")
+    store.soon()
     await asyncio.sleep(0)  # the turn in which it is written
     with pytest.raises(Bug, match="no such table"):
         store.close()
     (tmp_path / "store.db").unlink()
     a_store(tmp_path).close()
+
+
+async def test_replies_go_with_the_commit_that_covers_their_job(tmp_path: Path) -> None:
+    """A row of the file goes with the last of its replies; what no commit covers yet is held on to."""
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+
+    async def works(offset: int) -> None:
+        flight.begin(a_record(offset))
+        await pays(store, a_job(f"j{offset}"), a_call(), REPLY)
+
+    for offset in (1, 2):
+        flight.take(a_record(offset), alone=False)
+    await asyncio.gather(*[asyncio.create_task(works(offset)) for offset in (1, 2)])
+    for offset in (1, 2):
+        flight.publish(a_record(offset))
+    flight.cover(Commit(Partition("jobs", 0), 1, 2, "", 0))
+    store.flush()
+    assert held(store, a_job("j1"), a_call()) is None
+    assert held(store, a_job("j2"), a_call()) == REPLY
+    flight.cover(Commit(Partition("jobs", 0), 1, 3, "", 0))
+    store.flush()
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "store.db")) as db:
+        assert db.execute("SELECT count(*) FROM replies").fetchone() == (0,)
+
+
+async def test_a_job_that_was_dropped_finds_its_replies_when_it_comes_back(tmp_path: Path) -> None:
+    """They go when it is covered at last."""
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+
+    async def works() -> None:
+        flight.begin(a_record())
+        await pays(store, a_job(), a_call(), REPLY)
+
+    flight.take(a_record(), alone=False)
+    await asyncio.create_task(works())
+    flight.drop(a_record())
+    assert held(store, a_job(), a_call()) == REPLY
+    flight.take(a_record(), alone=False)
+    flight.publish(a_record())
+    flight.cover(Commit(Partition("jobs", 0), 1, 2, "", 0))
+    assert held(store, a_job(), a_call()) is None
+    store.close()
+
+
+@pytest.mark.parametrize("bound", [(1, 1 << 30), (1 << 30, 1)])
+async def test_what_is_live_is_told_again_and_the_log_stays_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: tuple[int, int]
+) -> None:
+    """After any number of turns the file says what is in flight and under way, in few rows."""
+    monkeypatch.setattr("sluiceway.archive.store._TOLD_AGAIN", bound)
+    copied = tmp_path.with_name(f"{tmp_path.name}-copy")
+    store = a_store(tmp_path)
+    lasting = [store.take("g", "jobs 0 1 1", 1), store.call("j1", "t", "cheap")]
+    for offset in range(2, 50):
+        number = store.take("g", f"jobs 0 {offset} 1", 0)
+        call = store.call(f"j{offset}", "t", "cheap")
+        store.flush()
+        store.publish(number)
+        store.answered(call)
+        store.flush()
+        if offset < 49:
+            store.forget(number)
+    store.flush()
+    shutil.copytree(tmp_path, copied, ignore=shutil.ignore_patterns("lock"))
+    store.close()
+    with closing(sqlite3.connect(copied / "store.db")) as db:
+        assert db.execute("SELECT count(*) FROM turns").fetchone()[0] <= 3
+    again = a_store(copied)
+    assert [(job[1], job[3], job[4]) for job in again.live.jobs.values()] == [
+        (lasting[0], "jobs 0 1 1", 1),
+        (number, "jobs 0 49 1", 2),
+    ]
+    assert [call.job_id for call in again.lost] == ["j1"]
+    again.close()
+
+
+async def test_two_replies_to_one_call_in_a_turn_are_one(tmp_path: Path) -> None:
+    """Two copies of a record: the last reply is held, and released as one."""
+    store = a_store(tmp_path)
+    store.keep("ab", b'{"n":1}')
+    store.keep("ab", b'{"n":2}')
+    store.flush()
+    assert store.held("ab") == {"n": 2}
+    store.keep("ab", b'{"n":3}')
+    store.flush()
+    assert store.held("ab") == {"n": 3}
+    store.release("ab", "ab")
+    assert store.held("ab") is None
+    store.close()

@@ -1,14 +1,15 @@
-"""What one role had in flight, over the local store: who ran when a process died, and what it had already published.
+"""The flight of one role: which of its jobs run now, which are published, and which have died how often.
 
-A record is known by (group, topic, partition, offset, timestamp): offsets come again when a topic is made anew, so the
-timestamp belongs to it. A row lives while its job runs, and once that is published until a commit covers it; so an
-operator who resets the group's offsets later gets those jobs done again. Rows that an earlier run of the instance left
-are read as the role's flight is made: what was running has died once more, what was published is not to be run again.
+A process that dies leaves its jobs in the log, so that the next one knows which of them ran. A job whose outgoing
+record is acked is remembered until a commit covers it. Everything goes through the store's own transactions, one a turn
+of the loop; in memory it is what is in flight now, and what earlier runs left. A store lasts as long as its process and
+is read as the role's flight is made: what was running has died once more, what was published is remembered.
 """
 
 from __future__ import annotations
 
 import hashlib
+from contextvars import ContextVar
 
 from sluiceway.archive.store import Store
 from sluiceway.archive.tables import Stage
@@ -17,21 +18,31 @@ from sluiceway.core.offsets import decode_finished
 from sluiceway.ports import Record
 
 SUSPECT_DEATHS = 3
+"""After so many deaths in flight a job runs alone."""
 
-# What is put into these texts are texts and numbers of this file.
-_TAKE = "INSERT INTO flight VALUES (?, ?, ?, ?, ?, ?)"
-_PUBLISH = f"UPDATE flight SET stage = {Stage.PUBLISHED:d} WHERE id = ?"  # noqa: S608
-_COUNT = "ON CONFLICT (key) DO UPDATE SET deaths = deaths + 1, alone = max(alone, excluded.alone), at = excluded.at"
-_BLAME = f"INSERT INTO deaths SELECT key, 1, stage = {Stage.ALONE:d}, ? FROM flight WHERE id = ? {_COUNT}"  # noqa: S608
-_END = "DELETE FROM flight WHERE id = ?"
+_COUNT = (
+    "INSERT INTO deaths VALUES (?, 1, ?, ?) ON CONFLICT (key) DO UPDATE"
+    " SET deaths = deaths + 1, alone = max(alone, excluded.alone), at = excluded.at"
+)
 _FORGIVE = "DELETE FROM deaths WHERE key = ?"
-_LEFT = "consumergroup = ? AND run < ? AND stage"
-# Run once, as a role opens: all or nothing, or a death would be counted twice.
-_DIED = f"INSERT INTO deaths SELECT key, 1, max(stage), ? FROM flight WHERE {_LEFT} < ? GROUP BY key {_COUNT}"  # noqa: S608
-_LEAVE = f"DELETE FROM flight WHERE {_LEFT} < ?"  # noqa: S608
-_ACKED = f"SELECT key, id FROM flight WHERE {_LEFT} = ?"  # noqa: S608
 
 Coordinates = tuple[str, int, int, int]
+
+
+class Flown:
+    """A job that was taken: its number in the log, and the keys of the replies that are kept for it."""
+
+    __slots__ = ("coordinates", "known", "number", "replies")
+
+    def __init__(self, number: int, coordinates: Coordinates, replies: list[str]) -> None:
+        self.number = number
+        self.coordinates = coordinates
+        self.replies = replies
+        self.known: bytes | None = None  # of an earlier run, which published it
+
+
+FLOWN: ContextVar[Flown | None] = ContextVar("flown", default=None)
+"""The job that the present task works on."""
 
 
 class StoreFlight:
@@ -40,23 +51,29 @@ class StoreFlight:
     def __init__(self, store: Store, group: str) -> None:
         self._store = store
         self._group = group
-        # Asked for in this order, so that a row is made, changed and deleted in this order within one flush.
-        self._takes, self._publishes = store.batch(_TAKE), store.batch(_PUBLISH)
-        self._blames, self._ends, self._forgives = store.batch(_BLAME), store.batch(_END), store.batch(_FORGIVE)
-        self._running: dict[Coordinates, int] = {}
-        self._uncovered: dict[Partition, list[tuple[int, bytes | None, Coordinates]]] = {}
+        self._counts, self._forgives = store.batch(_COUNT), store.batch(_FORGIVE)
+        self._running: dict[Coordinates, Flown] = {}
+        self._uncovered: dict[Partition, list[Flown]] = {}
         self._own: set[Coordinates] = set()  # published in this run, and uncovered
+        self._dropped: dict[Coordinates, list[str]] = {}  # replies of jobs that may come back
         self._published, self._deaths = self._left_over()
 
     def _left_over(self) -> tuple[dict[bytes, list[int]], dict[bytes, tuple[int, bool]]]:
-        """What earlier runs published, as key -> rows, and how often which job died, the last death included."""
-        earlier = (self._group, self._store.run, int(Stage.PUBLISHED))
+        """What earlier runs published, as key -> numbers, and how often which job died, the last death included."""
+        store = self._store
         published: dict[bytes, list[int]] = {}
-        with self._store.transaction() as db:
-            db.execute(_DIED, (self._store.now(), *earlier))
-            db.execute(_LEAVE, earlier)
-            for key, row in db.execute(_ACKED, earlier):
-                published.setdefault(key, []).append(row)
+        died = []
+        for _, number, group, place, stage, _ in list(store.live.jobs.values()):
+            if group != self._group:
+                continue
+            if stage == Stage.PUBLISHED:
+                published.setdefault(_key(group, place), []).append(number)
+            else:
+                died.append((_key(group, place), int(stage), store.now()))
+                store.forget(number)
+        self._counts.extend(died)
+        store.flush()
+        with store.transaction() as db:
             dead = db.execute("SELECT key, deaths, alone FROM deaths").fetchall()
         return published, {key: (deaths, bool(alone)) for key, deaths, alone in dead}
 
@@ -86,14 +103,19 @@ class StoreFlight:
 
     # -- noting -------------------------------------------------------------------------------------------------
 
-    async def take(self, record: Record, *, alone: bool) -> None:
-        """Returns when it is on record that the job runs. Raises Bug when the store can't be written."""
+    def take(self, record: Record, *, alone: bool) -> None:
+        """Puts on record, before a task that is made now has its first turn, that the job runs."""
         coordinates = _coordinates(record)
         before = self._running.get(coordinates)
         if before is not None:  # taken again before anybody said what came of it
-            self._ends.append((before,))
-        self._insert(coordinates, Stage.ALONE if alone else Stage.RUNNING)
-        await self._store.written()
+            self._store.forget(before.number)
+        self._take(coordinates, Stage.ALONE if alone else Stage.RUNNING)
+        self._store.soon()
+
+    def begin(self, record: Record) -> None:
+        """To be called in the task that works on it. Raises Bug when it could not be put on record that it runs."""
+        self._store.check()
+        FLOWN.set(self._running.get(_coordinates(record)))
 
     def publish(self, record: Record) -> None:
         """Its outgoing record is acked, and a commit is still to come; nothing it died of before counts any more.
@@ -101,35 +123,40 @@ class StoreFlight:
         Also for a record that was not taken: one that `was_published`, or a condemned one whose dead letter is acked.
         """
         coordinates = _coordinates(record)
-        row = self._running.get(coordinates)
-        known = self._key(coordinates) if self._published or self._deaths else None
+        job = self._running.get(coordinates)
+        key = self._key(coordinates) if self._published or self._deaths else None
         uncovered = self._uncovered.setdefault(Partition(record.topic, record.partition), [])
-        if known in self._published:
-            uncovered.append((0, known, coordinates))
-        elif row is None:
-            row = self._insert(coordinates, Stage.PUBLISHED)
-        if row is not None:
+        if key in self._published:
+            again = Flown(0, coordinates, [])
+            again.known = key
+            uncovered.append(again)
+        elif job is None:
+            job = self._take(coordinates, Stage.PUBLISHED)
+        if job is not None:
             del self._running[coordinates]
-            self._publishes.append((row,))
-            uncovered.append((row, None, coordinates))
+            self._store.publish(job.number)
+            uncovered.append(job)
             self._own.add(coordinates)
-        if known is not None and self._deaths.pop(known, None) is not None:
-            self._forgives.append((known,))
+        if key is not None and self._deaths.pop(key, None) is not None:
+            self._forgives.append((key,))
         self._store.soon()
 
     def drop(self, record: Record) -> None:
         """It ended with nothing of it counting (an ended epoch, a stop)."""
-        row = self._running.pop(_coordinates(record), None)
-        if row is not None:
-            self._ends.append((row,))
+        job = self._running.pop(_coordinates(record), None)
+        if job is not None:
+            if job.replies:
+                self._dropped[job.coordinates] = job.replies
+            self._store.forget(job.number)
             self._store.soon()
 
     def blame(self, record: Record) -> None:
         """Its work ended this process by a fault of ours: as good as a death, however orderly the stop is."""
-        row = self._running.pop(_coordinates(record), None)
-        if row is not None:
-            self._blames.append((self._store.now(), row))
-            self._ends.append((row,))
+        job = self._running.pop(_coordinates(record), None)
+        if job is not None:
+            stage = self._store.live.jobs[job.number][4]
+            self._counts.append((self._key(job.coordinates), int(stage == Stage.ALONE), self._store.now()))
+            self._store.forget(job.number)
             self._store.soon()
 
     # -- commits ------------------------------------------------------------------------------------------------
@@ -143,34 +170,49 @@ class StoreFlight:
         if not uncovered:
             return
         finished = decode_finished(commit.offset, commit.metadata) or ()
-        left = []
-        for entry in uncovered:
-            row, known, coordinates = entry
-            offset = coordinates[2]
+        left, numbers = [], []
+        for job in uncovered:
+            offset = job.coordinates[2]
             if offset >= commit.offset and not any(first <= offset < last for first, last in finished):
-                left.append(entry)
+                left.append(job)
                 continue
-            self._own.discard(coordinates)
-            rows = [row] if known is None else self._published.pop(known, ())
-            self._ends.extend((row,) for row in rows)
+            self._own.discard(job.coordinates)
+            if job.known is None:
+                numbers.append(job.number)
+            else:
+                numbers += self._published.pop(job.known, ())
+            if job.replies:
+                self._store.release(*job.replies)
         if left:
             self._uncovered[commit.partition] = left
+        if numbers:
+            self._store.forget(*numbers)
         self._store.soon()
 
-    # -- rows ---------------------------------------------------------------------------------------------------
+    # -- keys ---------------------------------------------------------------------------------------------------
 
-    def _insert(self, coordinates: Coordinates, stage: Stage) -> int:
-        row = self._running[coordinates] = self._store.number()
-        key, store = self._key(coordinates), self._store
-        self._takes.append((row, key, self._group, int(stage), store.run, store.now()))
-        return row
+    def _take(self, coordinates: Coordinates, stage: Stage) -> Flown:
+        number = self._store.take(self._group, _place(coordinates), int(stage))
+        job = self._running[coordinates] = Flown(number, coordinates, self._dropped.pop(coordinates, []))
+        return job
 
     def _key(self, coordinates: Coordinates) -> bytes:
-        topic, partition, offset, timestamp = coordinates
-        what = f"{self._group}\0{topic}\0{partition}\0{offset}\0{timestamp}"
-        return hashlib.blake2b(what.encode(), digest_size=16).digest()
+        return _key(self._group, _place(coordinates))
 
 
 def _coordinates(record: Record) -> Coordinates:
     """The timestamp in Kafka's own milliseconds."""
     return record.topic, record.partition, record.offset, round(record.timestamp * 1000)
+
+
+def _place(coordinates: Coordinates) -> str:
+    topic, partition, offset, timestamp = coordinates
+    return f"{topic} {partition} {offset} {timestamp}"
+
+
+def _key(group: str, place: str) -> bytes:
+    """Where only the key is known, as of what format 3 had in flight, it is the place itself, in hex after a #."""
+    if place[0] == "#":
+        return bytes.fromhex(place[1:])
+    what = "\0".join([group, *place.split(" ")])
+    return hashlib.blake2b(what.encode(), digest_size=16).digest()

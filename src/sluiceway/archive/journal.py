@@ -1,7 +1,11 @@
-"""The journal: the local store as the runner uses it, one write for all calls and jobs of a turn of the event loop."""
+"""The journal: the local store as the runner uses it, one write for all calls of a turn of the event loop."""
 
 from __future__ import annotations
 
+import hashlib
+
+from sluiceway.archive.flight import FLOWN
+from sluiceway.archive.reply import encode_reply, read_reply
 from sluiceway.archive.store import Store
 from sluiceway.core.call import Call, Failure, Reply
 from sluiceway.core.catalog import Api
@@ -16,19 +20,60 @@ class Journal:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def held(self, job: Job, call: Call) -> Reply | None:
-        """The reply that this call got from us before."""
-        return self._store.reply(job, call) if call.model.api in _PAID else None
+    def entry(self, job: Job, call: Call) -> Entry | None:
+        """What is known of this call; None for one that nobody pays for."""
+        return Entry(self._store, job, call) if call.model.api in _PAID else None
 
-    async def started(self, job: Job, call: Call) -> None:
+
+class Entry:
+    """Implements `ports.Entry`: one call, from before it is made to after it came back."""
+
+    __slots__ = ("_call", "_job", "_key", "_number", "_store", "reply")
+
+    def __init__(self, store: Store, job: Job, call: Call) -> None:
+        self._store = store
+        self._job = job
+        self._call = call
+        self._key = key_of(job, call)
+        self._number = 0
+        held = store.held(self._key)
+        self.reply: Reply | None = None if held is None else read_reply(held)
+        """The one that this very call got before."""
+
+    async def started(self) -> None:
         """Returns when it is on record that the call is made. Raises Bug when the store can't be written."""
-        if call.model.api not in _PAID:
-            return
-        self._store.started(job, call)
+        job = self._job
+        self._number = self._store.call(job.id, job.task, self._call.model.name)
         await self._store.written()
 
-    def ended(self, job: Job, call: Call, event: Reply | Failure) -> None:
-        """Puts on record, in a moment, what came of the call."""
-        if call.model.api in _PAID:
-            self._store.ended(job, call, event if isinstance(event, Reply) else None)
-            self._store.soon()
+    def ended(self, event: Reply | Failure) -> None:
+        """Puts on record, in a moment, what came of the call; its reply too, unless its data may not be kept."""
+        store = self._store
+        store.answered(self._number)
+        if isinstance(event, Reply) and self._call.clearance <= store.bounds.clearance:
+            store.keep(self._key, encode_reply(event))
+            flown = FLOWN.get()
+            if flown is not None:
+                flown.replies.append(self._key)
+        store.soon()
+
+
+def key_of(job: Job, call: Call) -> str:
+    """Of the same record's same call: a copy published again, or a record of a topic made anew, is another call."""
+    request, model = call.request, call.model
+    asked = (model.name, model.model, *[endpoint.base_url for endpoint in model.endpoints])
+    parts = (
+        job.origin,
+        repr(job.published_at),
+        *asked,
+        job.tenant or "",
+        job.task,
+        job.id,
+        str(job.round),
+        job.digest,
+        call.model.name,
+        request.system,
+        request.user,
+        str(call.draw),
+    )
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -34,7 +34,11 @@ def encode_reply(reply: Reply) -> bytes:
 
 def decode_reply(value: bytes) -> Reply:
     """What `encode_reply` wrote, of this format or a former one."""
-    tree = orjson.loads(value)
+    return read_reply(orjson.loads(value))
+
+
+def read_reply(tree: dict[str, Any]) -> Reply:
+    """The same where its JSON was read already."""
     return Reply(
         text=tree["text"],
         usage=Usage(**tree["usage"]),

@@ -2,11 +2,11 @@
 
 A restart resumes cascades from it: the same events give the same decisions, so a reply that is held here is fed back
 instead of being paid for again. One SQLite file in a directory that one process holds locked. It is bounded by size and
-age, and holds no reply of data above its clearance. Losing it costs money, never a job. Jobs in flight are written and
-read by `archive/flight.py`, in the same transactions.
+age. Losing it costs money, never a job. `archive/journal.py` and `archive/flight.py` say what is written.
 
 What is written survives the death of the process at once (the operating system has it), and that of the machine up to
-SQLite's last checkpoint.
+SQLite's last checkpoint. A job costs it next to nothing: all that a turn of the event loop has to tell is one row
+(`archive/turns.py`), as are all replies of a turn; a row of replies goes when none of them is needed any more.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import os
 import sqlite3
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sluiceway.archive.reply import decode_reply, encode_reply
-from sluiceway.archive.tables import FORMER, Stage, next_run, opened
-from sluiceway.core.call import Call, Reply
+import orjson
+
+from sluiceway.archive.tables import opened
+from sluiceway.archive.turns import Call, Job, Live, published
 from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug, InputError
-from sluiceway.core.job import Job
 
 _SLOTS = 256
-_REMEMBERED = 4096  # calls under way whose keys are kept
-_CALLS = (("calls", "started"), ("inputs", "at"))  # what is forgotten first where the file is too large
+_TOLD_AGAIN = (2_000, 8 << 20)  # rows, or bytes, of the log after which what is live is told again
+_PRUNED = 20_000  # things written between two looks at the bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +57,27 @@ class Bounds:
 class Store:
     """`now` tells seconds since the epoch. Writes are gathered and go to the file once a turn of the event loop.
 
-    `transaction`, `batch`, `number` and `run` (of this opening of the file) are for what keeps rows of its own in it.
+    `transaction` and `batch` are for what keeps rows of its own in it.
     """
 
     def __init__(self, directory: Path, *, bounds: Bounds, now: Callable[[], float]) -> None:
         """Raises InputError when another process holds the directory or no file can be made, Bug when it is full."""
         self.directory = directory
         self.now = now
-        self._bounds = bounds
+        self.bounds = bounds
+        self.live = Live()
         self._batches: dict[str, list[tuple[Any, ...]]] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._due = False
         self._fault: Bug | None = None
-        self._told = False  # somebody has had the fault
-        self._pending: list[tuple[str, tuple[Any, ...]]] = []
-        self._unwritten: dict[bytes, bytes | None] = {}  # replies
-        self._keys: dict[int, tuple[Call, bytes]] = {}
+        self._known = False  # somebody has had the fault
+        self._told: list[tuple[Any, ...]] = []
+        self._kept: list[tuple[str, orjson.Fragment]] = []
+        self._unwritten: dict[str, bytes] = {}  # replies
+        self._held: dict[str, int] = {}  # replies, and the rows that they are in
+        self._left: Counter[int] = Counter()  # how many replies of a row are needed
+        self._gone: list[tuple[int]] = []  # rows of which none is
+        self._log = [0, 0]  # rows and bytes since what is live was told last
         self._written = 0
         lock = _locked(directory)
         if lock is None:
@@ -83,72 +87,91 @@ class Store:
             self._db = opened(directory / "store.db")
             closing.callback(self._db.close)
             with self.transaction() as db:
-                self.run = next_run(db)
-                (last,) = db.execute("SELECT coalesce(max(id), 0) FROM flight").fetchone()
-                lost = db.execute(
-                    "SELECT job_id, task, model, started FROM calls WHERE ended = 0 AND run < ?", (self.run,)
-                )
-                self.lost = tuple(LostCall(*row) for row in lost)
-                db.execute("UPDATE calls SET ended = 1 WHERE ended = 0 AND run < ?", (self.run,))
-                former = db.execute("SELECT 1 FROM calls WHERE key < ? LIMIT 1", (FORMER + b"\xff" * 16,))
-                self._former = former.fetchone() is not None
+                self._read(db)
+                self.lost = tuple(LostCall(*call[2:]) for call in self.live.calls.values())
+                self.live.calls.clear()
+                self._tell_again(db)
             self._closing = closing.pop_all()
-        self._numbers: Iterator[int] = itertools.count(last + 1)
+        self._first = self.live.highest + 1  # job of this process
+        self._jobs, self._calls = itertools.count(self._first), itertools.count(1)
 
-    # -- calls --------------------------------------------------------------------------------------------------
+    def _read(self, db: sqlite3.Connection) -> None:
+        self.live.read(row for (row,) in db.execute("SELECT told FROM turns ORDER BY id"))
+        self._row = 1
+        for row, told in db.execute("SELECT id, told FROM replies ORDER BY id"):
+            self._row = row + 1
+            for key, _ in orjson.loads(told):
+                self._held[key] = row
+        self._left.update(self._held.values())
+        self._gone = [(row,) for (row,) in db.execute("SELECT id FROM replies") if row not in self._left]
 
-    def reply(self, job: Job, call: Call) -> Reply | None:
-        """The reply that this very call got before, None where none is held."""
-        key = self._key(job, call)
-        held = self._unwritten.get(key)
-        if held is None:
-            row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (key,)).fetchone()
-            if row is None and self._former:
-                former = FORMER + key[len(FORMER) :]
-                row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (former,)).fetchone()
-            held = None if row is None else row[0]
-        return None if held is None else decode_reply(held)
+    # -- jobs in flight, calls under way ------------------------------------------------------------------------
 
-    def started(self, job: Job, call: Call) -> None:
-        """Notes, before it is made, that a call is made. Written by the next `flush`."""
-        values = (self._key(job, call), _job(job), job.id, job.task, call.model.name, call.draw, self.now(), self.run)
-        self._pending.append(
-            (
-                "INSERT INTO calls (key, job, job_id, task, model, draw, started, run) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (key) DO UPDATE SET started = excluded.started, run = excluded.run, ended = 0",
-                values,
-            )
-        )
+    def take(self, group: str, place: str, stage: int) -> int:
+        """The job's number in the log. Written by the next `flush`, as is all that follows."""
+        number = next(self._jobs)
+        job: Job = ("t", number, group, place, stage, self.now())
+        self.live.jobs[number] = job
+        self._told.append(job)
+        return number
 
-    def ended(self, job: Job, call: Call, reply: Reply | None) -> None:
-        """Notes that it came back; a reply is kept for a restart unless its data may not be."""
-        kept = encode_reply(reply) if reply is not None and call.clearance <= self._bounds.clearance else None
-        key = self._key(job, call)
-        del self._keys[id(call)]
-        self._unwritten[key] = kept
-        self._pending.append(("UPDATE calls SET reply = ?, ended = 1 WHERE key = ?", (kept, key)))
+    def publish(self, number: int) -> None:
+        """The job's outgoing record is acked."""
+        job = self.live.jobs.get(number)
+        if job is not None:  # or it was too old to be kept
+            self.live.jobs[number] = published(job)
+            self._told.append(("p", number))
 
-    def _key(self, job: Job, call: Call) -> bytes:
-        """The call's key: made once for all that is noted of it."""
-        known = self._keys.get(id(call))
-        if known is not None and known[0] is call:
-            return known[1]
-        if len(self._keys) >= _REMEMBERED:  # calls that were cancelled
-            self._keys.clear()
-        key = _key(job, call)
-        self._keys[id(call)] = call, key
-        return key
+    def forget(self, *numbers: int) -> None:
+        """These jobs need no memory any more."""
+        for number in numbers:
+            self.live.jobs.pop(number, None)
+        self._told.append(("d", *numbers))
 
-    # -- jobs ---------------------------------------------------------------------------------------------------
+    def call(self, job_id: str, task: str, model: str) -> int:
+        """The number of a call that is about to be made."""
+        number = next(self._calls)
+        call: Call = ("s", number, job_id, task, model, self.now())
+        self.live.calls[number] = call
+        self._told.append(call)
+        return number
 
-    def same_input(self, job: Job) -> bool:
-        """False where this id was seen before with another input: two publishers, or a publisher's mistake."""
-        key, digest = _job(job), bytes.fromhex(job.digest)
-        row = self._db.execute("SELECT input FROM inputs WHERE job = ?", (key,)).fetchone()
+    def answered(self, number: int) -> None:
+        """That call came to an end."""
+        self.live.calls.pop(number, None)
+        self._told.append(("e", number))
+
+    # -- replies ------------------------------------------------------------------------------------------------
+
+    def keep(self, key: str, reply: bytes) -> None:
+        """Holds a reply, encoded, until it is released or too old."""
+        self.release(key)
+        self._kept.append((key, orjson.Fragment(reply)))
+        self._unwritten[key] = reply
+        self._held[key] = self._row
+        self._left[self._row] += 1
+
+    def held(self, key: str) -> Any:
+        """The reply's JSON as a tree, None where none is held."""
+        row = self._held.get(key)
         if row is None:
-            self._pending.append(("INSERT OR IGNORE INTO inputs VALUES (?, ?, ?)", (key, digest, self.now())))
-            return True
-        return bool(row[0] == digest)
+            return None
+        unwritten = self._unwritten.get(key)
+        if unwritten is not None:
+            return orjson.loads(unwritten)
+        found = self.row("SELECT told FROM replies WHERE id = ?", (row,))
+        return None if found is None else dict(orjson.loads(found[0])).get(key)
+
+    def release(self, *keys: str) -> None:
+        """Nobody will ask for these any more."""
+        for key in keys:
+            row = self._held.pop(key, None)
+            if row is None:
+                continue
+            self._left[row] -= 1
+            if not self._left[row]:
+                del self._left[row]
+                self._gone.append((row,))
 
     # -- file ---------------------------------------------------------------------------------------------------
 
@@ -161,16 +184,14 @@ class Store:
         return self._db.execute(sql, values).fetchone()
 
     @property
-    def bounds(self) -> Bounds:
-        return self._bounds
-
-    def number(self) -> int:
-        """A number for a row of the table `flight` that no other row has."""
-        return next(self._numbers)
-
-    @property
     def pending(self) -> int:
-        return len(self._pending) + sum(map(len, self._batches.values()))
+        return len(self._told) + len(self._kept) + sum(map(len, self._batches.values()))
+
+    def check(self) -> None:
+        """Raises Bug where the file took no more: what was noted in a former turn of the loop is not on record."""
+        if self._fault is not None:
+            self._known = True
+            raise self._fault
 
     def written(self) -> asyncio.Future[None]:
         """Done after the next flush, at the end of this turn of the loop; a future of the caller's own, to be awaited.
@@ -179,7 +200,7 @@ class Store:
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._fault is not None:
-            self._told = True
+            self._known = True
             future.set_exception(self._fault)
         else:
             self._waiters.append(future)
@@ -187,7 +208,10 @@ class Store:
         return future
 
     def soon(self) -> None:
-        """The next flush is at the end of this turn of the loop. The next `written` raises it if it fails."""
+        """The next flush is at the end of this turn of the loop: before a task that is made now has its first.
+
+        The next `written` or `check` raises it if it fails.
+        """
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._turn)
@@ -205,28 +229,46 @@ class Store:
             if self._fault is None:
                 future.set_result(None)
             else:
-                self._told = True
+                self._known = True
                 future.set_exception(self._fault)
 
     def flush(self) -> None:
         """Writes what is gathered, in one transaction. Raises Bug where the file takes no more: the worker stops."""
         count = self.pending
-        if not count:
+        if not count and not self._gone:
             return
-        pending, self._pending = self._pending, []
+        told, self._told = self._told, []
+        kept, self._kept = self._kept, []
+        gone, self._gone = [row for row in self._gone if not self._left.get(row[0])], []
         batches = [(sql, rows.copy()) for sql, rows in self._batches.items() if rows]
         for rows in self._batches.values():
             rows.clear()
         self._unwritten.clear()
+        now = self.now()
         with self.transaction() as db:
-            for sql, group in itertools.groupby(pending, key=_statement):
-                db.executemany(sql, [values for _, values in group])
+            if told:
+                row = orjson.dumps(told)
+                db.execute("INSERT INTO turns VALUES (NULL, ?, ?)", (now, row))
+                self._log[0] += 1
+                self._log[1] += len(row)
+            if kept:
+                db.execute("INSERT INTO replies VALUES (?, ?, ?)", (self._row, now, orjson.dumps(kept)))
+                self._row += 1
+            if gone:
+                db.executemany("DELETE FROM replies WHERE id = ?", gone)
             for sql, rows in batches:
                 db.executemany(sql, rows)
+            if self._log[0] > _TOLD_AGAIN[0] or self._log[1] > _TOLD_AGAIN[1]:
+                self._tell_again(db)
         self._written += count
-        if self._written >= 20_000:
+        if self._written >= _PRUNED:
             self._written = 0
             self.prune()
+
+    def _tell_again(self, db: sqlite3.Connection) -> None:
+        cursor = db.execute("INSERT INTO turns VALUES (NULL, ?, ?)", (self.now(), self.live.told()))
+        db.execute("DELETE FROM turns WHERE id < ?", (cursor.lastrowid,))
+        self._log = [0, 0]
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -245,17 +287,24 @@ class Store:
 
         It runs in the loop, so that it does no more at a time than a moment allows; freed pages are written to again.
         """
+        oldest = self.now() - self.bounds.age
         with self.transaction() as db:
-            _forget(db, self.now() - self._bounds.age, *_CALLS, ("flight", "at"), ("deaths", "at"))
+            self.live.forget(oldest)
+            self._tell_again(db)
+            db.execute("DELETE FROM deaths WHERE at < ?", (oldest,))
+            db.execute("DELETE FROM replies WHERE at < ?", (oldest,))
             (pages,) = db.execute(
                 "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
             ).fetchone()
             (page,) = db.execute("PRAGMA page_size").fetchone()
-            if pages * page <= self._bounds.size:
-                return
-            (oldest,) = db.execute("SELECT min(started) FROM calls").fetchone()
-            now = self.now()
-            _forget(db, now if oldest is None else oldest + (now - oldest) / 50, *_CALLS)
+            (first,) = db.execute("SELECT min(at) FROM replies").fetchone()
+            if first is not None and pages * page > self.bounds.size:
+                db.execute("DELETE FROM replies WHERE at < ?", (first + (self.now() - first) / 50,))
+            (first,) = db.execute("SELECT min(id) FROM replies").fetchone()
+        least = self._row if first is None else first
+        if any(row < least for row in self._left):
+            self._held = {key: row for key, row in self._held.items() if row >= least}
+            self._left = Counter(self._held.values())
 
     def _bug(self, error: sqlite3.Error) -> Bug:
         return Bug(f"store {self.directory}: {error}. Mend: free the disk, or move --state")
@@ -265,10 +314,11 @@ class Store:
 
         For an orderly end that leaves jobs running; `close` does the same. It writes at once, and never raises.
         """
+        self.live.land(self._first)
+        self._told.append(("l", self._first))
         try:
             self.flush()
-            self._db.execute("DELETE FROM flight WHERE run = ? AND stage <> ?", (self.run, Stage.PUBLISHED))
-        except (Bug, sqlite3.Error):
+        except Bug:
             return False  # the process ends whatever comes of it; a death too many only makes a job run alone
         return True
 
@@ -281,7 +331,7 @@ class Store:
             if self._fault is None:
                 self.flush()
                 self.landed()
-            elif not self._told:
+            elif not self._known:
                 raise self._fault
         finally:
             self._closing.close()
@@ -330,50 +380,3 @@ def _locked(directory: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _forget(db: sqlite3.Connection, before: float, *columns: tuple[str, str]) -> None:
-    for table, column in columns:
-        db.execute(f"DELETE FROM {table} WHERE {column} < ?", (before,))  # noqa: S608  names of our own
-
-
-def _statement(pending: tuple[str, tuple[Any, ...]]) -> str:
-    return pending[0]
-
-
-def _digest(*parts: str) -> bytes:
-    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _job(job: Job) -> bytes:
-    return _digest(job.tenant or "", job.task, job.id, str(job.round))
-
-
-def _key(job: Job, call: Call) -> bytes:
-    """Of the same record's same call: a copy published again, or a record of a topic made anew, is another call.
-
-    Calls of neighbouring records are neighbours in the file, so that what is written at a time lies on few pages.
-    """
-    request, model = call.request, call.model
-    asked = (model.name, model.model, *[endpoint.base_url for endpoint in model.endpoints])
-    return _order(job.origin) + _digest(
-        job.origin,
-        repr(job.published_at),
-        *asked,
-        job.tenant or "",
-        job.task,
-        job.id,
-        str(job.round),
-        job.digest,
-        call.model.name,
-        request.system,
-        request.user,
-        str(call.draw),
-    )
-
-
-def _order(origin: str) -> bytes:
-    """Bytes that rise with the offset within one partition, or with the row within one file."""
-    place, _, number = origin.rpartition("/")
-    offset = int(number) if number.isdecimal() and len(number) < 19 else 0
-    return zlib.crc32(place.encode("utf-8", "surrogatepass")).to_bytes(4, "big") + offset.to_bytes(8, "big")

@@ -14,41 +14,44 @@ from pathlib import Path
 
 from sluiceway.core.errors import InputError
 
-FORMAT = 3
-FORMER = bytes(12)
-"""What the keys of former calls begin with, where those of format 3 say their place among the calls."""
+FORMAT = 4
 
-# Whole or not at all: a process that dies here leaves the file as it was. Format 0 is a new file; 1 had a table of
-# published origins that nothing wrote to; the keys of 2 said nothing of a call's place.
-_TO_2 = """
-BEGIN IMMEDIATE;
-DROP TABLE IF EXISTS published;
+# Whole or not at all: a process that dies here leaves the file as it was. Format 0 is a new file. 1 to 3 had a row for
+# each call and each job in flight; the last 16 bytes of a call's key were then what all of it is now.
+_TO_3 = """
 CREATE TABLE IF NOT EXISTS calls (
   key BLOB PRIMARY KEY, job BLOB NOT NULL, job_id TEXT NOT NULL, task TEXT NOT NULL, model TEXT NOT NULL,
   draw INTEGER NOT NULL, started REAL NOT NULL, run INTEGER NOT NULL, reply BLOB, ended INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS calls_started ON calls (started);
-CREATE INDEX IF NOT EXISTS calls_open ON calls (run) WHERE ended = 0;
-CREATE TABLE IF NOT EXISTS inputs (job BLOB PRIMARY KEY, input BLOB NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE runs (run INTEGER PRIMARY KEY);
-INSERT INTO runs SELECT coalesce(max(run), 0) FROM calls;
-CREATE TABLE flight (
+CREATE TABLE IF NOT EXISTS flight (
   id INTEGER PRIMARY KEY, key BLOB NOT NULL, consumergroup TEXT NOT NULL, stage INTEGER NOT NULL, run INTEGER NOT NULL,
   at REAL NOT NULL
 );
-CREATE TABLE deaths (
+CREATE TABLE IF NOT EXISTS deaths (
   key BLOB PRIMARY KEY, deaths INTEGER NOT NULL, alone INTEGER NOT NULL, at REAL NOT NULL
 ) WITHOUT ROWID;
-PRAGMA user_version = 2;
-COMMIT;
 """
-_TO_3 = f"""
+_TO_4 = f"""
 BEGIN IMMEDIATE;
-UPDATE calls SET key = CAST(x'{FORMER.hex()}' || key AS BLOB);
-PRAGMA user_version = 3;
+{_TO_3}
+CREATE TABLE turns (id INTEGER PRIMARY KEY, at REAL NOT NULL, told BLOB NOT NULL);
+CREATE TABLE replies (id INTEGER PRIMARY KEY, at REAL NOT NULL, told BLOB NOT NULL);
+INSERT INTO turns SELECT NULL, at, CAST('[["t",' || id || ',' || json_quote(consumergroup) || ',"#' || lower(hex(key))
+  || '",' || stage || ',' || at || ']]' AS BLOB) FROM flight;
+INSERT INTO turns SELECT NULL, started, CAST('[["s",' || -row_number() OVER (ORDER BY started) || ','
+  || json_quote(job_id) || ',' || json_quote(task) || ',' || json_quote(model) || ',' || started || ']]' AS BLOB)
+  FROM calls WHERE ended = 0;
+INSERT INTO replies SELECT NULL, started, CAST('[["' || lower(hex(substr(key, -16))) || '",' || CAST(reply AS TEXT)
+  || ']]' AS BLOB) FROM calls WHERE reply IS NOT NULL ORDER BY started;
+DROP TABLE calls;
+DROP TABLE flight;
+DROP TABLE IF EXISTS inputs;
+DROP TABLE IF EXISTS published;
+DROP TABLE IF EXISTS runs;
+PRAGMA user_version = 4;
 COMMIT;
-"""  # noqa: S608  a constant of ours
-_UPGRADES = {0: (_TO_2, _TO_3), 1: (_TO_2, _TO_3), 2: (_TO_3,), FORMAT: ()}
+"""  # noqa: S608  constants of ours
+_UPGRADES = {**dict.fromkeys(range(FORMAT), (_TO_4,)), FORMAT: ()}
 # What says something of the machine, and nothing of what is in the file.
 _MACHINE = (
     sqlite3.SQLITE_FULL,
@@ -60,7 +63,7 @@ _MACHINE = (
 
 
 class Stage(IntEnum):
-    """How far a job in flight has come, as the column `stage` says it."""
+    """How far a job in flight has come, as the log tells it."""
 
     RUNNING = 0
     ALONE = 1  # it runs, and nothing else does
@@ -95,12 +98,3 @@ def opened(file: Path) -> sqlite3.Connection:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{file}{suffix}", f"{file}.aside{suffix}")
     raise InputError("store", f"{file}: can't be opened. Mend: remove the file; what it held may be paid for again")
-
-
-def next_run(db: sqlite3.Connection) -> int:
-    """The number of this opening of the file, higher than any before it."""
-    cursor = db.execute("INSERT INTO runs SELECT max(run) + 1 FROM runs")
-    run = cursor.lastrowid
-    assert run is not None  # noqa: S101  an INSERT that did not raise
-    db.execute("DELETE FROM runs WHERE run < ?", (run,))
-    return run

@@ -101,8 +101,11 @@ class RunningJobs:
                     joined.held = job.held  # it came back while its call still runs
                     joined.size = job.size
                     continue
-            task = self._loop.create_task(self._run(job))
-            running[job] = task
+            record = job.record
+            assert isinstance(record, Record)  # noqa: S101  we made it
+            if not self._flight.was_published(record) and not self._condemned(record):
+                self._flight.take(record, alone=job.alone)
+            running[job] = self._loop.create_task(self._run(job))
         if self._settings.delays:
             self._wait_for_the_next(now)
 
@@ -113,6 +116,9 @@ class RunningJobs:
         due = self._stream.next_due()
         # One that is due and was not started waits for room: what settles starts it.
         self._timer = None if due is None or due <= now else self._loop.call_at(due, self._sweep)
+
+    def _condemned(self, record: Record) -> bool:
+        return self._crashed is not None and self._flight.condemned(record)
 
     async def _run(self, job: Taken) -> None:
         record = job.record
@@ -127,7 +133,7 @@ class RunningJobs:
             if self._crashed is not None and flight.condemned(record):
                 outgoing = self._crashed(record)
             else:
-                await flight.take(record, alone=job.alone)
+                flight.begin(record)
                 outgoing = await self._work(record)
             if job.held.gone:
                 flight.drop(record)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests.unit.test_models_sharing import BASE, OTHERS, USAGE, HandClock, Held
-from tests.unit.test_store import FIXTURES, REPLY, a_job
+from tests.unit.test_store import FIXTURES, REPLY, a_job, held, pays
 from tests.unit.test_store import a_call as stored_call
 
 from sluiceway.archive.answers import StoreAnswers, open_answers
@@ -210,8 +210,7 @@ async def test_what_is_kept_goes_with_the_stores_own_writes(tmp_path: Path) -> N
         await living.ask()
         assert [text.split()[0] for text in written] == ["SELECT"]
         assert (await living.ask()).endpoint == CACHED
-        living.store.started(a_job(), stored_call())
-        await living.store.written()
+        await pays(living.store, a_job(), stored_call(), None)
         assert [text for text in written if text.startswith(("BEGIN", "COMMIT"))] == ["BEGIN", "COMMIT"]
         assert rows(tmp_path) == 1
 
@@ -328,4 +327,4 @@ async def test_a_store_of_a_former_format_keeps_answers_too(tmp_path: Path) -> N
         await living.ask()
     with life(tmp_path) as again:
         assert (await again.ask()).endpoint == CACHED
-        assert again.store.reply(a_job(), stored_call()) == REPLY  # it was read, and not set aside
+        assert held(again.store, a_job(), stored_call()) == REPLY  # it was read, and not set aside

@@ -291,8 +291,11 @@ class World:
         while self._living() and self.loop.time() < end:  # noqa: ASYNC110  in virtual time a look costs nothing
             await asyncio.sleep(0.5)
 
+    def _running_workers(self) -> list[SimWorker]:
+        return [worker for worker in self.workers.values() if not worker.process.dead]
+
     def _living(self) -> bool:
-        return any(not worker.process.dead for worker in self.workers.values())
+        return bool(self._running_workers())
 
     def _strike(self, name: str) -> None:
         self.note("fault_" + name)
@@ -314,6 +317,9 @@ class World:
             self.start(name)
 
     def _done(self) -> bool:
+        # What an ended epoch handed to the publisher may still come to lie on an internal topic, and wants its reader.
+        if any(worker.publisher is not None and worker.publisher.unacked for worker in self._running_workers()):
+            return False
         for role in Role:
             committed = self.broker.group(self.topics.groups[role]).committed
             for topic in self.topics.read_by(role):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sluiceway.core.flood import Flood, FloodGuard
 from sluiceway.core.queue import Queue, Taken
+from sluiceway.core.slots import Slots
 from sluiceway.core.stream import FLOOD, Limits, Partition, Pause, Stream
 
 P0, P1, LATER = Partition("jobs", 0), Partition("jobs", 1), Partition("retries", 0)
@@ -111,17 +112,156 @@ def test_turns_lose_nobody_and_keep_each_tenants_order(tenants: list[bytes], por
     stream = opened(Stream(LIMITS), P0)
     feed(stream, P0, Rec(0))
     held = stream.start(0.0)[0].held
-    queue = Queue(tenant=tenant)
+    queue = Queue(slots=Slots(200, tenant))
     for number, name in enumerate(tenants):
         queue.push(Taken(held, Rec(number, value=name), 1))
     popped: list[Taken] = []
     for portion in [*portions, len(tenants)]:
-        popped += queue.pop(portion, 0.0)
+        popped += queue.pop(portion, 0.0, 200, 200)
     assert len(queue) == 0
     assert sorted(offsets(popped)) == list(range(len(tenants)))
     for name in set(tenants):
         mine = [job.record.offset for job in popped if job.record.value == name]
         assert mine == sorted(mine)
+
+
+WIDE = Limits(jobs=40, queue=200, span=1000)
+
+
+def tell(stream: Stream, partition: Partition, *names: bytes, first: int) -> None:
+    """Both tenants are met: what names them is fetched and, slots being short, told apart."""
+    feed(stream, partition, *(Rec(first + number, value=name) for number, name in enumerate(names)))
+
+
+def test_while_tenants_compete_the_last_slots_are_for_those_that_have_few() -> None:
+    """A large tenant's backlog leaves a few of them free; the small one's job starts the moment it is there."""
+    stream = opened(Stream(WIDE, tenant=tenant), P0)
+    tell(stream, P0, *[b"large"] * 60, b"small", first=0)
+    running = stream.start(0.0)
+    large = [job for job in running if job.record.value == b"large"]
+    assert (len(running), len(large)) == (38, 37)
+    assert stream.start(0.0) == []
+    tell(stream, P0, b"small", first=61)
+    (started,) = stream.start(0.0)
+    assert started.record.value == b"small"
+    tell(stream, P0, b"small", first=62)
+    assert stream.start(0.0) == []  # two of forty are kept, and who has two has not few
+    for job in large[:2]:
+        assert stream.settle(job, 0.0)
+    assert len(stream.start(0.0)) == 1
+
+
+def test_a_tenant_that_is_alone_has_all_slots() -> None:
+    stream = opened(Stream(WIDE, tenant=tenant), P0)
+    tell(stream, P0, *[b"large"] * 60, first=0)
+    assert len(stream.start(0.0)) == 40
+
+
+def test_a_tenant_that_nobody_has_met_for_a_minute_competes_no_more() -> None:
+    stream = opened(Stream(WIDE, tenant=tenant), P0)
+    tell(stream, P0, *[b"large"] * 60, b"small", first=0)
+    small, *_ = (job for job in stream.start(0.0) if job.record.value == b"small")
+    stream.settle(small, 1.0)
+    assert len(stream.start(1.0)) == 1
+    assert stream.start(59.0) == []
+    assert len(stream.start(61.0)) == 2
+
+
+def test_those_that_run_when_slots_run_short_are_counted_too() -> None:
+    """They came one by one, when there was room for all: nobody had asked whose they are."""
+    asked: list[int] = []
+
+    def asks(record: Rec) -> str:
+        asked.append(record.offset)
+        return tenant(record)
+
+    stream = opened(Stream(WIDE, tenant=asks), P0)
+    for number in range(37):
+        tell(stream, P0, b"large", first=number)
+        assert len(stream.start(0.0)) == 1
+    assert asked == []
+    tell(stream, P0, *[b"large"] * 10, b"small", first=37)
+    assert Counter(tenant(job.record) for job in stream.start(0.0)) == {"large": 1, "small": 1}  # type: ignore[arg-type]  # ours
+    assert sorted(asked) == list(range(48))
+
+
+def test_in_one_partition_too_the_last_slots_of_its_share_are_kept() -> None:
+    """Where a tenant's records all lie in one partition, it is that partition's share that is short."""
+    stream = opened(Stream(replace(WIDE, jobs=60), tenant=tenant), P0, P1)
+    tell(stream, P0, *[b"large"] * 60, b"small", first=0)
+    assert Counter(tenant(job.record) for job in stream.start(0.0)) == {"large": 37, "small": 1}  # type: ignore[arg-type]  # ours
+    tell(stream, P0, b"small", first=61)
+    assert [job.record.value for job in stream.start(0.0)] == [b"small"]
+
+
+def test_where_room_is_for_one_the_partition_that_has_least_is_first() -> None:
+    """Else the first partitions' backlogs keep the last ones waiting for as long as they last."""
+    stream = opened(Stream(replace(WIDE, jobs=6)), P0, P1, Partition("jobs", 2))
+    for partition in stream.partitions():
+        feed(stream, partition, *(Rec(n) for n in range(50)))
+    running, started = stream.start(0.0), Counter[Partition]()
+    for turn in range(60):
+        assert stream.settle(running.pop(turn * 7 % len(running)), 0.0)
+        for job in stream.start(0.0):
+            started[job.held.partition] += 1
+            running.append(job)
+    assert min(started.values()) >= 15
+    assert len(started) == 3
+
+
+@given(st.data())
+def test_slots_are_counted_exactly_and_no_tenant_waits_for_ever(data: st.DataObject) -> None:
+    """Any order of arrivals, ends, revokes and giving up: nobody is over the limit, and in the end all have run."""
+    suspects = data.draw(st.sets(st.integers(0, 40), max_size=3))
+    stream = opened(Stream(WIDE, {"retries": 5.0}, lambda record: record.offset in suspects, tenant), P0, P1, LATER)
+    slots, now = stream._slots, 0.0
+    assert slots is not None
+    running: list[Taken] = []
+    ends = dict.fromkeys((P0, P1, LATER), 0)
+    names = st.sampled_from([b"large", b"large", b"large", b"small", b""])
+
+    def settle(job: Taken) -> None:
+        running.remove(job)
+        assert stream.settle(job, now)
+
+    def check() -> None:
+        beside = [job for job in running if not job.alone]
+        assert slots.free == WIDE.jobs - len(beside) >= 0
+        known = Counter(tenant(job.record) for job in beside if job.tenant is not None)  # type: ignore[arg-type]  # ours
+        assert slots._counts == known
+        assert stream.running == len(running)
+
+    for _ in range(data.draw(st.integers(1, 25))):
+        match data.draw(st.sampled_from(["feed", "feed", "start", "start", "settle", "revoke", "abandon", "wait"])):
+            case "feed":
+                where = data.draw(st.sampled_from(list(ends)))
+                count = data.draw(st.integers(1, 5 if where == LATER else 40))
+                few = data.draw(st.lists(names, min_size=1, max_size=5))
+                feed(stream, where, *(Rec(ends[where] + n, value=few[n % len(few)]) for n in range(count)), now=now)
+                ends[where] += count
+            case "start":
+                running += stream.start(now)
+            case "settle":
+                for job in data.draw(st.permutations(running))[: data.draw(st.integers(0, 20))]:
+                    settle(job)
+            case "revoke":
+                where = data.draw(st.sampled_from(list(ends)))
+                stream.revoke([where])
+                running = [job for job in running if job.held.partition != where]
+                stream.assign(where, ends[where], "", ends[where], now)
+            case "abandon" if running:
+                stream.abandon(running.pop())
+            case "wait":
+                now += data.draw(st.sampled_from([1.0, 70.0]))
+        check()
+    now += 5.0
+    while stream.queued or running:
+        running += (started := stream.start(now))
+        check()
+        assert started or running
+        for job in list(running):
+            settle(job)
+    assert slots._counts == {}
 
 
 # -- alone ------------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from sluiceway.core.held import Held
+    from sluiceway.core.slots import Slots
 
 TenantOf = Callable[[Any], str]
-"""A record's tenant, asked only where tenants compete."""
+"""A record's tenant, "" where it names none; asked only where slots run short."""
 
 
 class Fetched(Protocol):
@@ -35,7 +36,7 @@ class Fetched(Protocol):
 class Taken:
     """One open offset under its epoch. `due`: not to be started before, on the clock of `now`."""
 
-    __slots__ = ("alone", "due", "held", "record", "size")
+    __slots__ = ("alone", "due", "held", "record", "size", "tenant")
 
     def __init__(self, held: Held, record: Fetched, size: int, due: float = 0.0) -> None:
         self.held = held
@@ -43,18 +44,22 @@ class Taken:
         self.size = size
         self.due = due
         self.alone = False  # it was there when processes died: nothing else of the role runs beside it
+        self.tenant: str | None = None  # None until it was asked for
 
 
 class Queue:
-    """`len()` counts all; `waiting` of them are kept back behind a job of the same key."""
+    """`len()` counts all; `waiting` of them are kept back behind a job of the same key.
 
-    __slots__ = ("_by_key", "_fresh", "_lines", "_of_tenants", "_tenant", "_tenants", "delay", "waiting")
+    `slots` are the role's, and None where tenants take no turns.
+    """
 
-    def __init__(self, *, by_key: bool = False, tenant: TenantOf | None = None, delay: float = 0.0) -> None:
+    __slots__ = ("_by_key", "_fresh", "_lines", "_of_tenants", "_slots", "_tenants", "delay", "waiting")
+
+    def __init__(self, *, by_key: bool = False, slots: Slots | None = None, delay: float = 0.0) -> None:
         self.delay = delay  # seconds, from a record's own time
         self.waiting = 0
         self._by_key = by_key
-        self._tenant = tenant
+        self._slots = slots
         self._fresh: deque[Taken] = deque()
         self._lines: dict[bytes, deque[Taken]] = {}  # who waits behind a key's queued or running job
         self._tenants: dict[str, deque[Taken]] = {}  # the next in turn first; none is empty
@@ -99,32 +104,49 @@ class Queue:
         elif line is not None:
             del self._lines[key]
 
-    def pop(self, count: int, now: float) -> list[Taken]:
-        """At most `count` jobs to start now."""
-        fresh = self._fresh
-        if self.delay:
-            return self._pop_due(count, now)
-        if self._tenant is not None and (self._of_tenants or count < len(fresh)):
-            return self._pop_in_turn(count, self._tenant)
-        return [fresh.popleft() for _ in range(min(count, len(fresh)))]
+    def pop(self, count: int, now: float, share: int, left: int) -> list[Taken]:
+        """At most `count` jobs to start now, `left` being free of the partition's `share` of slots.
 
-    def _pop_due(self, count: int, now: float) -> list[Taken]:
-        jobs: list[Taken] = []
-        while self._fresh and len(jobs) < count and self._fresh[0].due <= now:
-            jobs.append(self._fresh.popleft())
+        Fewer where what is free is kept for other tenants.
+        """
+        fresh, slots = self._fresh, self._slots
+        if self.delay:
+            return self._pop_due(count, now, share, left)
+        if slots is not None and (slots.short or self._of_tenants or count < len(fresh)):
+            return self._pop_in_turn(slots, count, share, left)
+        jobs = [fresh.popleft() for _ in range(min(count, len(fresh)))]
+        if slots is not None:
+            for job in jobs:
+                slots.take(job)
         return jobs
 
-    def _pop_in_turn(self, count: int, tenant: TenantOf) -> list[Taken]:
+    def _pop_due(self, count: int, now: float, share: int, left: int) -> list[Taken]:
+        fresh, slots = self._fresh, self._slots
+        jobs: list[Taken] = []
+        while fresh and len(jobs) < count and fresh[0].due <= now:
+            if slots is not None:
+                if slots.short and not slots.may(slots.name(fresh[0]), share, left - len(jobs)):
+                    break
+                slots.take(fresh[0])
+            jobs.append(fresh.popleft())
+        return jobs
+
+    def _pop_in_turn(self, slots: Slots, count: int, share: int, left: int) -> list[Taken]:
         tenants = self._tenants
         self._of_tenants += len(self._fresh)
         while self._fresh:
             job = self._fresh.popleft()
-            tenants.setdefault(tenant(job.record), deque()).append(job)
+            tenants.setdefault(slots.name(job), deque()).append(job)
         jobs: list[Taken] = []
-        while tenants and len(jobs) < count:
-            name = next(iter(tenants))
+        while len(jobs) < count:
+            # Those who may not have slots: they are few.
+            name = next((name for name in tenants if slots.may(name, share, left - len(jobs))), None)
+            if name is None:
+                break
             line = tenants.pop(name)
-            jobs.append(line.popleft())
+            job = line.popleft()
+            slots.take(job)
+            jobs.append(job)
             if line:
                 tenants[name] = line  # behind the others
         self._of_tenants -= len(jobs)

@@ -21,15 +21,18 @@ with runs alone: when it is its turn the role first finishes what runs, and star
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
+from sluiceway.core.alone import Alone
 from sluiceway.core.commits import Commits
 from sluiceway.core.flood import FloodGuard
 from sluiceway.core.held import Commit, Held, Limits, Order, Partition, PartitionStats, Pause, Wanted
 from sluiceway.core.offsets import OffsetLedger, decode_finished
 from sluiceway.core.queue import Fetched, Queue, Taken, TenantOf
+from sluiceway.core.slots import Slots
 
 __all__ = ["Commit", "Limits", "Order", "Partition", "PartitionStats", "Pause", "Stream", "Taken", "Wanted"]
 
@@ -57,9 +60,8 @@ class Stream:
         self.floods: list[Partition] = []  # held since the driver last looked, and emptied this list
         self._delays = delays or {}
         self._suspect = suspect
-        self._tenant = tenant
-        self._suspects: deque[Taken] = deque()  # it is their turn
-        self._alone: Taken | None = None  # runs, and nothing else
+        self._slots = None if tenant is None or limits.order is Order.PARTITION else Slots(limits.jobs, tenant)
+        self._alone = Alone()
         self.running = 0
         self.queued = 0
         self.bytes = 0
@@ -88,11 +90,8 @@ class Stream:
             self.revoke([partition])
         finished = decode_finished(start, metadata) if committed == start else ()
         self._epoch += 1
-        queue = Queue(
-            by_key=self.limits.order is Order.KEY,
-            tenant=None if self.limits.order is Order.PARTITION else self._tenant,
-            delay=self._delays.get(partition.topic, 0.0),
-        )
+        by_key, delay = self.limits.order is Order.KEY, self._delays.get(partition.topic, 0.0)
+        queue = Queue(by_key=by_key, slots=self._slots, delay=delay)
         guard = FloodGuard(self.limits.flood)
         held = Held(partition, self._epoch, OffsetLedger(start, finished or ()), committed, queue, guard)
         held.draining = self._draining
@@ -136,8 +135,9 @@ class Stream:
                 self._sharers -= not held.queue.delay
                 self.running -= held.running
                 self.bytes -= held.bytes
-        if self._alone is not None and self._alone.held.gone:
-            self._alone = None
+                if self._slots is not None:
+                    self._slots.end(held.epoch)
+        self._alone.revoked()
 
     def running_in(self, partitions: Iterable[Partition]) -> int:
         return sum(held.running for p in partitions if (held := self._held.get(p)))
@@ -239,14 +239,12 @@ class Stream:
         room = self.limits.jobs - self.running
         if self._left is not None:
             room = min(room, self._left)
-        if room <= 0 or not self.queued or self._alone is not None:
+        if room <= 0 or not self.queued or self._alone.running is not None:
             return []
-        jobs = [] if self._suspects else self._start_many(room, now)
-        if self._suspects and not jobs and not self.running:
-            self._alone = self._suspects.popleft()
-            jobs = [self._alone]
-        for job in jobs:
-            job.held.running += 1
+        jobs = [] if self._alone.waiting else self._start_many(room, now)
+        if self._alone.waiting and not jobs and not self.running:
+            jobs = self._alone.start()
+            jobs[0].held.running += 1
         self.running += len(jobs)
         self.queued -= len(jobs)
         if self._left is not None:
@@ -257,26 +255,33 @@ class Stream:
 
     def _start_many(self, room: int, now: float) -> list[Taken]:
         share = 1 if self.limits.order is Order.PARTITION else self._share(self.limits.jobs)
+        if self._slots is not None:
+            self._slots.look(self.queued, now)
         jobs: list[Taken] = []
-        started: Counter[Partition] = Counter()
-        while room > 0 and not self._suspects:
+        while room > 0 and not self._alone.waiting:
             ready = [
                 held
                 for held in self._held.values()
-                if not held.reasons and held.running + started[held.partition] < share and held.queue.has(now)
+                if not held.reasons and held.running < share and held.queue.has(now)
             ]
             if not ready:
                 break
+            ready.sort(key=attrgetter("running"))  # whoever has least is first where room is for one
             portion = max(1, room // len(ready))
+            found = 0
             for held in ready:
-                popped = held.queue.pop(min(portion, room, share - held.running - started[held.partition]), now)
+                left = share - held.running
+                popped = held.queue.pop(min(portion, room, left), now, share, left)
+                found += len(popped)
                 for job in popped:
                     if job.alone:
-                        self._suspects.append(job)
+                        self._alone.waiting.append(job)
                     else:
                         jobs.append(job)
-                        started[held.partition] += 1
+                        held.running += 1
                         room -= 1
+            if not found:
+                break  # what is free is kept for tenants that have few
         return jobs
 
     def next_due(self) -> float | None:
@@ -300,7 +305,7 @@ class Stream:
         self.settled += 1
         self.last_progress = now
         held.queue.settled(job)
-        self._no_more_alone(job)
+        self._ended(job)
         if held.flood.settled(dead) and FLOOD not in held.reasons:
             held.reasons.add(FLOOD)
             self.floods.append(held.partition)
@@ -314,13 +319,12 @@ class Stream:
             held.bytes -= job.size
             self.running -= 1
             self.bytes -= job.size
-        self._no_more_alone(job)
+        self._ended(job)
 
-    def _no_more_alone(self, job: Taken) -> None:
-        """By its place: a driver settles what it has joined, which may be another `Taken` of the same record."""
-        alone = self._alone
-        if alone is not None and alone.held is job.held and alone.record.offset == job.record.offset:
-            self._alone = None
+    def _ended(self, job: Taken) -> None:
+        if self._slots is not None:
+            self._slots.leave(job.held.epoch, job.record.offset)
+        self._alone.ended(job)
 
     @property
     def exhausted(self) -> bool:
@@ -388,10 +392,7 @@ class Stream:
         return min(share, _PARKED) if held.queue.delay else share
 
     def _forget_queue(self, held: Held) -> None:
-        suspects = [job for job in self._suspects if job.held is held]
-        for job in suspects:
-            self._suspects.remove(job)
-        dropped = held.queue.clear() + suspects
+        dropped = held.queue.clear() + self._alone.forget(held)
         self.queued -= len(dropped)
         size = sum(job.size for job in dropped)
         held.bytes -= size

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import math
+import random
+import re
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support import core
 
 from sluiceway.core import ledger, packing
 from sluiceway.core import score as scores
-from sluiceway.core.call import FinishReason, Reply, TokenLogprob, Usage
+from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, TokenLogprob, Usage
 from sluiceway.core.catalog import Price
+from sluiceway.core.parts import parts
 from sluiceway.core.task import Gate, ScoreKind
+from sluiceway.models.packing import PackedCalls
 
 USAGES = st.builds(Usage, *[st.integers(0, 10**7)] * 6)
 COUNT = 6
@@ -77,7 +83,7 @@ def test_each_number_that_stands_once_gets_exactly_its_own_value(
     members: list[tuple[str, Any]], indent: bool, ascii_only: bool
 ) -> None:
     """In any order, among unknown numbers; a number that stands twice, or not at all, gets nothing."""
-    found = packing.parts(Reply(written(members, indent, ascii_only), Usage()), COUNT)
+    found = parts(Reply(written(members, indent, ascii_only), Usage()), COUNT)
     names = [name for name, _ in members]
     wanted = {int(name): value for name, value in members if names.count(name) == 1 and name in "123456" and name}
     assert {number: json.loads(part.text) for number, part in found.items()} == wanted
@@ -98,7 +104,7 @@ def test_each_number_that_stands_once_gets_exactly_its_own_value(
 @settings(max_examples=500, deadline=None)
 def test_garbage_gives_no_job_an_answer_that_is_not_its_own(text: str, finish: FinishReason) -> None:
     """Never an exception; what is found is what json finds under that key, said once."""
-    found = packing.parts(Reply(text, Usage(), finish), COUNT)
+    found = parts(Reply(text, Usage(), finish), COUNT)
     if not found or finish is FinishReason.LENGTH:
         return
     pairs = json.loads(text.strip().removeprefix("```json").strip("`"), object_pairs_hook=list)
@@ -113,12 +119,12 @@ def test_of_a_reply_that_was_cut_only_whole_answers_count(members: list[tuple[st
     """Those before the cut, and a number or a literal only where what follows it shows that it is whole."""
     whole = written(members, indent=False, ascii_only=True)
     text = whole[: int(len(whole) * keep)]
-    found = packing.parts(Reply(text, Usage(), FinishReason.LENGTH), COUNT)
+    found = parts(Reply(text, Usage(), FinishReason.LENGTH), COUNT)
     first = dict(reversed(members))
     for number, part in found.items():
         assert json.loads(part.text) == first[str(number)]
     if text != whole:
-        assert packing.parts(Reply(text, Usage()), COUNT) == {}
+        assert parts(Reply(text, Usage()), COUNT) == {}
 
 
 @given(
@@ -140,7 +146,7 @@ def test_a_score_of_a_part_is_that_of_the_tokens_that_touch_its_label(
         TokenLogprob(piece, -0.01 * (number + 1), ((piece, -0.01 * (number + 1)), (b"\xff\xfe", -5.0)))
         for number, piece in enumerate(pieces)
     ]
-    found = packing.parts(Reply(text, Usage(), logprobs=tokens), len(labels))
+    found = parts(Reply(text, Usage(), logprobs=tokens), len(labels))
     gate = Gate(score=ScoreKind.MARGIN, threshold=0.5)
     before = 0
     for number, label in enumerate(labels, 1):
@@ -160,3 +166,59 @@ def test_a_score_of_a_part_is_that_of_the_tokens_that_touch_its_label(
         # The token itself is no alternative to itself, cut or whole.
         assert score.value is not None
         assert score.value >= math.exp(wanted) - math.exp(-5.0) - 1e-9
+
+
+class Moody:
+    """Models whose calls end by a script: answers for some of the jobs, or a failure; they know what they metered."""
+
+    def __init__(self, moods: list[int]) -> None:
+        self.moods = moods
+        self.metered = Usage()
+
+    async def call(self, call: Call) -> Reply | Failure:
+        mood = self.moods.pop() if self.moods else 0
+        usage = Usage(input_uncached=call.request.input_tokens + mood, input_cache_read=mood, output_text=7 + mood)
+        self.metered += usage
+        await asyncio.sleep(0)
+        if mood % 5 == 4:
+            return Failure(list(FailureKind)[mood % 3], "http_503", usage=usage)
+        texts = re.findall(r"text-(\d+)", call.request.user)
+        if not call.request.user.startswith("<job-"):
+            return Reply(json.dumps({"label": f"l{texts[0]}"}), usage)
+        members = [(str(at), {"label": f"l{text}"}) for at, text in enumerate(texts, 1) if (mood >> at) % 3 != 1]
+        random.Random(mood).shuffle(members)
+        if mood % 7 == 6:
+            members += members[:1]
+        return Reply(written(members, indent=False, ascii_only=True), usage)
+
+    async def close(self) -> None:
+        pass
+
+
+@given(
+    jobs=st.lists(st.tuples(st.sampled_from(["", "a", "b"]), st.integers(1, 2)), min_size=1, max_size=25),
+    moods=st.lists(st.integers(0, 2**12), max_size=25),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_the_jobs_pay_is_what_was_metered_and_each_has_its_own_answer(
+    jobs: list[tuple[str, int]], moods: list[int]
+) -> None:
+    """Whatever is packed, missing, double, malformed or failed: nothing is lost, paid twice or mixed up."""
+    moody = Moody(list(moods))
+    labels = [f"l{number}" for number in range(len(jobs))] + ["none"]
+    prompt = "Classify this ticket of a customer. " * 40
+    plan = core.plan({"prompt": prompt, "labels": labels, "packing": {"jobs": 5, "wait": "1ms", "tokens": 9999}})
+
+    async def run() -> list[Reply | Failure]:
+        models = PackedCalls(moody, {"triage": plan.task}, core.Letters(), core.HandClock(1000.0))
+        calls = []
+        for number, (tenant, draw) in enumerate(jobs):
+            built = plan.prompt.build(plan.prompt.read(core.job(f"text-{number}")), (), 100_000)
+            assert isinstance(built, tuple)
+            calls.append(Call(plan.models["cheap"], built[0], 0, 1060.0, f"j{number}", draw=draw, tenant=tenant))
+        return await asyncio.gather(*[models.call(call) for call in calls])
+
+    found = asyncio.run(run())
+    assert sum([event.usage for event in found], Usage()) == moody.metered
+    for number, event in enumerate(found):
+        assert isinstance(event, Failure) or json.loads(event.text) == {"label": f"l{number}"}

@@ -167,12 +167,13 @@ async def test_a_pack_that_can_not_be_answered_as_such_is_answered_job_by_job(wh
 async def test_an_endpoint_that_takes_no_packed_call_is_not_asked_for_another_soon() -> None:
     """Each would be paid for in time at least."""
     world = World(lambda _: Failure(FailureKind.INVALID, "invalid_request_error"))
-    await world.all(range(4))
-    await world.all(range(4, 8))
-    assert world.inner.sizes == [4, *[1] * 8]
+    for number in range(3):
+        await world.all(range(4 * number, 4 * number + 4))
+    await world.all(range(12, 16))
+    assert world.inner.sizes == [*[4, 1, 1, 1, 1] * 3, 1, 1, 1, 1]
     world.clock.time += 301
-    await world.all(range(8, 12), deadline=NOW + 600)
-    assert world.inner.sizes[9] == 4
+    await world.all(range(16, 20), deadline=NOW + 600)
+    assert world.inner.sizes[19] == 4
 
 
 async def test_a_packed_call_that_fails_is_each_jobs_own_failure_and_their_last_tries_go_alone() -> None:

@@ -228,7 +228,7 @@ def test_a_declined_reply_answers_nobody_and_a_cut_one_those_before_the_cut() ->
     assert PACKER.unpack(Reply('```json\n{"1":{"label":"billing"}}\n```', USAGE), 1) != [None]
 
 
-def test_packing_rests_after_three_bad_packs_in_a_row_or_one_refusal() -> None:
+def test_packing_rests_after_three_bad_packs_in_a_row() -> None:
     """So that a model that cannot do it does not cost double for ever; it is tried again later."""
     standing = Standing()
     for good in (4, 5, 4, 4):
@@ -237,8 +237,6 @@ def test_packing_rests_after_three_bad_packs_in_a_row_or_one_refusal() -> None:
     standing.answered(0, 10, NOW)
     assert standing.rests(NOW)
     assert not standing.rests(NOW + 301)
-    standing.refused(NOW + 301)
-    assert standing.rests(NOW + 302)
 
 
 # -- what it saves ----------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ class PackedCalls:
             standing.answered(count - found.count(None), count, now)
             self._forget(calls)
         elif event.kind is FailureKind.INVALID:
-            standing.refused(now)
+            standing.answered(0, count, now)
             found = [None] * count
         else:
             if event.detail == TIMEOUT:

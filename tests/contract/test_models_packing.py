@@ -17,6 +17,7 @@ from tests.support import core
 from tests.support.fake_models import FakeFault, FakeModels, labels
 from tests.support.fake_packed import jobs_of, packed
 from tests.support.fake_scripts import FakeAnswer, FakeRequest, Script, by_model, incapable, malformed
+from tests.support.real_model import RealModel
 from tests.support.tickets import bank_tickets
 
 from sluiceway.archive.journal import Journal
@@ -180,6 +181,27 @@ async def test_a_day_budget_is_never_exceeded_by_shares_and_calls_of_their_own()
             assert {record.reason.value for record in records if isinstance(record, Result) and record.reason} == {
                 "over_budget"
             }
+
+
+async def test_a_real_model_answers_each_job_of_a_pack_and_its_logprobs_spell_each_part(real_model: RealModel) -> None:
+    """SmolLM2 by llama.cpp, held to the packed schema: a label for each, by its own tokens, at its own share."""
+    params = {"max_tokens": 30, "temperature": 0, "seed": 1}
+    cheap = {"provider": "llama.cpp", "model": real_model.model, "base_url": f"{real_model.url}/v1", "price": "free",
+             "params": params, "timeout": "240s", "context_window": 4096}  # fmt: skip
+    gate = {"score": "label_logprob", "threshold": 0.0}
+    policy = core.policy({"packing": {**PACKING, "jobs": 5}, "gate": gate, "deadline": "10m"}, {"cheap": cheap})
+    async with running(policy) as runner:
+        records = await asyncio.gather(*[runner.run(job) for job in tickets(5)])
+    attempts = [record.trail.attempts[0] for record in records]
+    assert {attempt.packed for attempt in attempts} == {5}
+    assert len({attempt.response_id for attempt in attempts}) == 1
+    for record, attempt in zip(records, attempts, strict=True):
+        assert isinstance(record, Result)
+        assert record.answer["label"] in core.LABELS
+        assert attempt.score is not None
+        assert attempt.score.value is not None
+        assert 0 < attempt.score.value <= 1
+    assert max(attempt.usage.input for attempt in attempts) < 200
 
 
 async def test_a_restart_pays_for_no_job_of_a_pack_twice(tmp_path: Path) -> None:

@@ -189,7 +189,9 @@ async def test_a_real_model_answers_each_job_of_a_pack_and_its_logprobs_spell_ea
     cheap = {"provider": "llama.cpp", "model": real_model.model, "base_url": f"{real_model.url}/v1", "price": "free",
              "params": params, "timeout": "240s", "context_window": 4096}  # fmt: skip
     gate = {"score": "label_logprob", "threshold": 0.0}
-    policy = core.policy({"packing": {**PACKING, "jobs": 5}, "gate": gate, "deadline": "10m"}, {"cheap": cheap})
+    prompt = "You sort what a bank's customers write. " + "Say which of the labels fits best what this one wants. " * 5
+    task = {"packing": {**PACKING, "jobs": 5}, "prompt": prompt, "gate": gate, "deadline": "10m"}
+    policy = core.policy(task, {"cheap": cheap})
     async with running(policy) as runner:
         records = await asyncio.gather(*[runner.run(job) for job in tickets(5)])
     attempts = [record.trail.attempts[0] for record in records]

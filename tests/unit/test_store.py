@@ -373,3 +373,24 @@ async def test_two_replies_to_one_call_in_a_turn_are_one(tmp_path: Path) -> None
     store.release("ab", "ab")
     assert store.held("ab") is None
     store.close()
+
+
+async def test_sqlites_own_log_begins_anew_though_the_loop_writes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes into the file in a thread, and stays about as long as what comes in meanwhile."""
+    monkeypatch.setattr("sluiceway.archive.store._FOLDED", 200_000)
+    store = a_store(tmp_path)
+    longest = 0
+    for number in range(400):
+        store.keep(f"{number:032x}", b'"%s"' % (b"x" * 10_000))
+        await store.written()
+        if store._folding is not None and number % 20 == 0:
+            await store._folding
+        longest = max(longest, len(contents(tmp_path)["store.db-wal"]))
+    assert longest < 1_500_000  # of 4 MB
+    assert store.held(f"{7:032x}") == "x" * 10_000
+    store.close()
+    again = a_store(tmp_path)
+    assert again.held(f"{399:032x}") == "x" * 10_000
+    again.close()

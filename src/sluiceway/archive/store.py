@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
 import os
 import sqlite3
@@ -25,6 +24,7 @@ from typing import Any
 
 import orjson
 
+from sluiceway.archive.lock import locked
 from sluiceway.archive.tables import opened
 from sluiceway.archive.turns import Call, Job, Live, published
 from sluiceway.core.catalog import Clearance
@@ -33,6 +33,8 @@ from sluiceway.core.errors import Bug, InputError
 _SLOTS = 256
 _TOLD_AGAIN = (2_000, 8 << 20)  # rows, or bytes, of the log after which what is live is told again
 _PRUNED = 20_000  # things written between two looks at the bounds
+_FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
+_FOLDED = 4 << 20  # bytes of them between two times that SQLite's log goes into the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ class Store:
         self._gone: list[tuple[int]] = []  # rows of which none is
         self._log = [0, 0]  # rows and bytes since what is live was told last
         self._written = 0
-        lock = _locked(directory)
+        self._unfolded = 0
+        self._folding: asyncio.Future[None] | None = None
+        lock = locked(directory)
         if lock is None:
             raise InputError("store", f"{directory}: another worker uses it. Mend: give each its own --state directory")
         with contextlib.ExitStack() as closing:
@@ -251,19 +255,37 @@ class Store:
                 db.execute("INSERT INTO turns VALUES (NULL, ?, ?)", (now, row))
                 self._log[0] += 1
                 self._log[1] += len(row)
+                self._unfolded += len(row)
             if kept:
-                db.execute("INSERT INTO replies VALUES (?, ?, ?)", (self._row, now, orjson.dumps(kept)))
+                row = orjson.dumps(kept)
+                db.execute("INSERT INTO replies VALUES (?, ?, ?)", (self._row, now, row))
                 self._row += 1
+                self._unfolded += len(row)
             if gone:
                 db.executemany("DELETE FROM replies WHERE id = ?", gone)
             for sql, rows in batches:
                 db.executemany(sql, rows)
             if self._log[0] > _TOLD_AGAIN[0] or self._log[1] > _TOLD_AGAIN[1]:
                 self._tell_again(db)
+        if self._folding is not None and self._folding.done():
+            self._folding = None
+            self._db.execute(_FOLD).close()  # what came in meanwhile; all of it folded, the next write begins anew
+        if self._unfolded >= _FOLDED and self._folding is None:
+            self._unfolded = 0
+            with contextlib.suppress(RuntimeError):  # no loop runs, or its threads have ended: `close` folds too
+                self._folding = asyncio.get_running_loop().run_in_executor(None, self._fold)
         self._written += count
         if self._written >= _PRUNED:
             self._written = 0
             self.prune()
+
+    def _fold(self) -> None:
+        """Beside the loop: its bulk takes the disk a tenth of a second, and the loop writes on meanwhile."""
+        file = self.directory / "store.db"
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file, timeout=1.0)) as db:
+            db.execute("PRAGMA synchronous = NORMAL")
+            for _ in range(2):  # the second time, what the first took so long for
+                db.execute(_FOLD)
 
     def _tell_again(self, db: sqlite3.Connection) -> None:
         cursor = db.execute("INSERT INTO turns VALUES (NULL, ?, ?)", (self.now(), self.live.told()))
@@ -346,7 +368,7 @@ def open_store(root: Path, *, bounds: Bounds, now: Callable[[], float], instance
     names = [instance] if instance is not None else [f"slot-{number}" for number in range(_SLOTS)]
     for name in names:
         directory = root / name
-        held = _locked(directory)
+        held = locked(directory)
         if held is None:
             continue
         os.close(held)
@@ -363,20 +385,3 @@ def open_store(root: Path, *, bounds: Bounds, now: Callable[[], float], instance
         return
     what = f"instance {instance} is" if instance is not None else f"all {_SLOTS} slots are"
     raise InputError("store", f"{root}: {what} in use by a live worker. Mend: stop it, or give another --instance")
-
-
-def _locked(directory: Path) -> int | None:
-    """A lock on the directory for as long as the descriptor is open, None where another process has it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise InputError(
-            "store", f"{directory}: {error.strerror}. Mend: name a writable directory with --state"
-        ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor

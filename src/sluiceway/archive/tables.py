@@ -82,6 +82,7 @@ def opened(file: Path) -> sqlite3.Connection:
             db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA wal_autocheckpoint = 0")  # the store does it, beside the loop
             (found,) = db.execute("PRAGMA user_version").fetchone()
             if found in _UPGRADES:
                 for script in _UPGRADES[found]:

@@ -27,7 +27,7 @@ from sluiceway.core.policy import Policy
 from sluiceway.core.worth import WorthBoard
 from sluiceway.ports import Clock, Journal, Meter, Models, NoJournal, Tokens, Tracer
 
-_LONG = 50_000  # characters of a text that is read beside the loop
+_LONG = 50_000  # characters of a job whose text is read, cut and hashed beside the loop
 
 
 class Runner:
@@ -109,7 +109,8 @@ class Runner:
             return coin(self._secret, purpose, job.origin)
 
         # Counting the tokens of a megabyte takes a tenth of a second, for which the neighbours would stand still.
-        text = await asyncio.to_thread(plan.prompt.read, job) if len(job.text) > _LONG else None
+        beside = len(job.text) + sum([len(passage.text) for passage in job.context]) > _LONG
+        text = await asyncio.to_thread(plan.prompt.read, job) if beside else None
         cascade = Cascade(plan, job, role, tossed, resumed, text)
         language = self._language(job.text) if self._language is not None and plan.router.needs_language else "und"
         share = self._shares[job.task]
@@ -121,7 +122,8 @@ class Runner:
             share.job(now)
             if job.round:  # somebody opened another round: what was delivered before it no longer stands
                 self._worth[job.task].overturned(job.id, job.round)
-        ask = cascade.start(now, self._conditions(plan, now, language))
+        known = self._conditions(plan, now, language, beside=beside)
+        ask = await asyncio.to_thread(cascade.start, now, known) if beside else cascade.start(now, known)
         while True:
             if cascade.failed_over and not counted:
                 counted = True
@@ -130,19 +132,26 @@ class Runner:
                 break
             event = await (self._wait(ask, now, role) if isinstance(ask, Wait) else self._perform(ask, plan, job))
             now = self._clock.now()
-            ask = cascade.receive(event, now, self._conditions(plan, now, language))
+            known = self._conditions(plan, now, language, beside=beside)
+            ask = (
+                await asyncio.to_thread(cascade.receive, event, now, known)
+                if beside
+                else cascade.receive(event, now, known)
+            )
         self._worth[job.task].ended(ask.record, role)
         self._meter.finished(ask.record, known=0 if resumed is None else len(resumed.trail.steps))
         return ask.record
 
-    def _conditions(self, plan: Plan, now: float, language: str) -> Conditions:
+    def _conditions(self, plan: Plan, now: float, language: str, *, beside: bool = False) -> Conditions:
+        """`beside`: what goes on changing in the loop is copied for whoever reads it beside the loop."""
         day = self._days.get(plan.task.name)
+        health, too_dear = self._health.view(), self._worth[plan.task.name].too_dear
         return Conditions(
-            health=self._health.view(),
+            health=dict(health) if beside else health,
             day_left=None if day is None else day.left(now),
             may_fail=self._shares[plan.task.name].allows(now),
             language=language,
-            too_dear=self._worth[plan.task.name].too_dear,
+            too_dear=dict(too_dear) if beside else too_dear,
         )
 
     async def _wait(self, ask: Wait, now: float, role: Role) -> Woke | Left:

@@ -271,3 +271,28 @@ async def test_a_long_text_is_read_beside_the_loop(monkeypatch: pytest.MonkeyPat
         assert isinstance(record, Result)
     assert read[100] is True
     assert read[900_000] is False
+
+
+@pytest.mark.parametrize("prompt", ["Sort it.", "Sort this: {{ input }}"])
+async def test_all_that_a_long_job_asks_for_is_counted_beside_the_loop(
+    prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its text as a template lays it out, and its passages, anew for each model that it climbs to."""
+    in_the_loop: list[int] = []
+    counted: list[int] = []
+    encode = Letters.encode
+
+    def noted(self: Letters, text: str) -> list[int]:
+        counted.append(len(text))
+        if len(text) > 20_000 and threading.current_thread() is threading.main_thread():
+            in_the_loop.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(Letters, "encode", noted)
+    made, _ = runner(policy({"prompt": prompt}), Scripted(lambda _call: down()))
+    await made.run(job("x" * 60_000))
+    wide = job("short", context=[{"id": "p", "text": "y" * 60_000}])
+    await made.run(wide)
+    assert max(counted) >= 60_000
+    assert counted.count(60_000) >= 2
+    assert not in_the_loop

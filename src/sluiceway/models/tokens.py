@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import threading
+import time
 from functools import lru_cache
 from importlib import resources
 
@@ -45,6 +47,9 @@ _ENCODINGS = {
 # A million equal spaces overflow the stack of tiktoken's regex engine, and its panic is no Exception: one hostile job
 # would end the worker. Text is encoded in pieces of this many characters; a seam may cost one token.
 _PIECE = 100_000
+# Who counts a megabyte does it beside the event loop, and between two pieces leaves the processor to it for so many
+# times as long as the piece took, and at most for so many seconds: the long text waits, and not its neighbours.
+_REST, _LONGEST_REST = 2.0, 0.05
 _SHORT, _KEPT = 64, 4096  # characters of a text whose tokens are remembered, and how many such texts
 
 
@@ -78,9 +83,13 @@ class Encoding:
             return known.copy()
         if len(text) <= _PIECE:
             return self._inner.encode_ordinary(text)
+        beside = threading.current_thread() is not threading.main_thread()
         found: list[int] = []
         for start in range(0, len(text), _PIECE):
+            began = time.thread_time()
             found += self._inner.encode_ordinary(text[start : start + _PIECE])
+            if beside and start + _PIECE < len(text):
+                time.sleep(min(_LONGEST_REST, _REST * (time.thread_time() - began)))
         return found
 
     def decode(self, tokens: list[int]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 from sluiceway.archive import flight, journal
-from sluiceway.core import cascade, commits, ledger, offsets, queue, record, retrybudget, stream
+from sluiceway.core import cascade, commits, ledger, offsets, queue, record, retrybudget, slots, stream
 from sluiceway.kafka import committer, consumer, fetch, jobs, publish
 from sluiceway.models import pool
 
@@ -116,7 +116,10 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (_S, "wanted", "self.limits.span - held.ledger.span", "self.limits.span"),
         (_S, "_pauses", "held.ledger.span >= self.limits.span", "False"),
     ),
-    "jobs_without_limit": _plant((_S, "start", "room = self.limits.jobs - self.running", "room = 10_000")),
+    "jobs_without_limit": _plant(  # twice, as tenants that compete take no more slots than there are
+        (_S, "start", "room = self.limits.jobs - self.running", "room = 10_000"),
+        (slots.Slots, "may", "if self._other_at <= self._now - _RECENT:", "if True:"),
+    ),
     "dropped_when_full": _plant(
         (_S, "fetched", "or held.draining:", "or held.draining or self.queued >= self.limits.queue // 2:")
     ),

@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import Any
 
-from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from tests.faults.finding import Finding
@@ -74,8 +73,7 @@ async def missing(stage: Stage) -> list[Finding]:
         ]
         await scene.publish(others)
         code, said, out = await _ended(scene, worker, PATIENCE + 60)
-        async with scene.rig.admin() as admin:
-            await admin.create_topics([NewTopic(ELSEWHERE, 8, 1)])
+        await scene.rig.apply()
         successor = scene.worker()
         late = await scene.caught_up(120)
         codes = await scene.stopped(successor)

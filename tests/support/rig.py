@@ -215,8 +215,13 @@ class Rig:
             wanted[name] = {**wanted.get(name, {}), **fields}
         declared = topics.declared(overrides=wanted, replicas=1, partitions=partitions)
         self._names = {topic.name for topic in declared}
+        self._declared = declared
         await self._remove()
-        await topics.apply(self.connection, declared)
+        await self.apply()
+
+    async def apply(self) -> None:
+        """Makes what is missing of the topics, as `sluiceway topics apply` does."""
+        await topics.apply(self.connection, self._declared)
 
     async def _remove(self) -> None:
         """Deletes our topics, and what an earlier test left; a group's offsets go with their topics."""

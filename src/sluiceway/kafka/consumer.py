@@ -137,6 +137,7 @@ class RoleConsumer:
         clean = await self._jobs.drained(
             self._stream.partitions(), 0.0 if self._publisher.failed_now else end - reserve
         )
+        await self._jobs.shut(end - reserve * 0.75)
         clean = await parts.committer.now(end - reserve / 2) and clean
         if self._opening is not None:
             self._opening.cancel()
@@ -255,6 +256,7 @@ class RoleConsumer:
         end = begin + self.settings.revoke_budget
         held = self._stream.partitions()
         drained = await self._jobs.drained(held, begin + self.settings.revoke_budget * 0.7)
+        await self._jobs.shut(begin + self.settings.revoke_budget * 0.8)
         committed = self._parts is not None and await self._parts.committer.now(end)
         self._stream.revoke(held)
         left = self._jobs.part()

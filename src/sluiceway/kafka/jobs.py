@@ -60,6 +60,8 @@ class RunningJobs:
         self._settled: Counter[str] = Counter()
         self._drains: list[tuple[asyncio.Future[None], list[Partition]]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._shut = False  # a last commit is made: what ends now would not be in it
+        self._quiet: asyncio.Future[None] | None = None
 
     @property
     def detached(self) -> int:
@@ -78,8 +80,17 @@ class RunningJobs:
         for task in [task for task in self._running.values() if task is not None]:
             task.cancel()
 
+    async def shut(self, until: float) -> None:
+        """Nothing that ends from now to `part` is published. Returns when all that was is acked, or at `until`."""
+        self._shut = True
+        if self.unacked:
+            self._quiet = self._loop.create_future()
+            await asyncio.wait([self._quiet], timeout=max(0.0, until - self._loop.time()))
+            self._quiet = None
+
     def part(self) -> int:
         """What still runs of ended epochs: detached, or cancelled where an order of work forbids it to go on."""
+        self._shut = False
         gone = [job for job in self._running if job.held.gone]
         for job in gone:
             task = self._running[job]
@@ -135,7 +146,7 @@ class RunningJobs:
             else:
                 flight.begin(record)
                 outgoing = await self._work(record)
-            if job.held.gone:
+            if job.held.gone or self._shut:
                 flight.drop(record)
                 self._drop(job)
                 return
@@ -208,6 +219,8 @@ class RunningJobs:
         for future, partitions in self._drains:
             if not future.done() and not self._stream.running_in(partitions):
                 future.set_result(None)
+        if self._quiet is not None and not self._quiet.done() and not self.unacked:
+            self._quiet.set_result(None)
         if self._stream.exhausted and not self.finished.done():
             self.finished.set_result(None)
 

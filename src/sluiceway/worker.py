@@ -7,7 +7,6 @@ or a model still await when the stop budget ends, the process ends. Exit code 0:
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -58,9 +57,6 @@ if TYPE_CHECKING:
 STOP_BUDGET = 25.0  # seconds from the signal to the end of the process
 _GRACE = 2.0  # of it for the producer, and as much for control, probes and connections
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Thousands of jobs in flight are a million objects that live for a while. To go through the new ones after each 700, as
-# Python does, took a fifth of all CPU; hardly anything here is a cycle.
-_GARBAGE = (50_000, 20, 100)
 _CROWD = 0.2  # of the jobs in flight may sleep by rule; more of them wait in a retry topic
 
 
@@ -86,8 +82,6 @@ class WorkOptions:
 def run(options: WorkOptions) -> int:
     """The exit code of a worker that has stopped. Does not return where something would not stop: the process ends."""
     logs.configure()
-    gc.freeze()  # what was imported stays
-    gc.set_threshold(*_GARBAGE)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         code, clean = runner.run(_Worker(options).run())
         if not clean:

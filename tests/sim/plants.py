@@ -100,7 +100,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (fetch.FetchLoop, "_is_current", "self._stream.epoch(partition) == epoch", "True"),
     ),
     "epoch_never_ends": _plant((_S, "revoke", "held.gone = True", "held.gone = False")),
-    "publish_after_the_epoch": _plant((_J, "_run", "if job.held.gone:", "if False:")),
+    "publish_after_the_epoch": _plant((_J, "_run", "if job.held.gone or self._shut:", "if False:")),
     "partitions_kept_after_a_revoke": _plant(
         (consumer.RoleConsumer, "_revoked", "self._stream.revoke(held)", "pass"),
     ),

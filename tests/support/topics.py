@@ -128,11 +128,10 @@ class Reader:
         """Everything up to the end as it is now; `seen` holds all of it too."""
         partitions = self._consumer.assignment()
         ends = await self.ends()
-        fresh: list[Seen] = []
+        before = len(self.seen)
         while [tp for tp in partitions if await self._consumer.position(tp) < ends[tp]]:
-            fresh += await self._fetch()
-        self.seen += fresh
-        return fresh
+            self.seen += await self._fetch()  # at once: a caller that gives up may come again
+        return self.seen[before:]
 
     async def ends(self) -> dict[TopicPartition, int]:
         """The end of each partition as it is now."""

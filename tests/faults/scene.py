@@ -199,11 +199,16 @@ class Scene:
         return [*self.cheap.entries(), *self.frontier.entries()]
 
     def outcomes(self) -> list[Outcome]:
-        return read_outcomes(record for topic in OUTCOMES for record in self.rig.out[topic])
+        return read_outcomes(record for topic in self._outcome_topics for record in self.rig.out[topic])
+
+    @property
+    def _outcome_topics(self) -> list[str]:
+        """With the results topics that tasks have of their own."""
+        return [*OUTCOMES, *(topic for topic in self.rig.map.written if topic.startswith(f"{RESULTS}."))]
 
     def standstill(self) -> float:
         """The longest time, from the first to the last outgoing record, in which none was written."""
-        written = (RESULTS, ESCALATIONS, *OUTCOMES[1:])
+        written = (ESCALATIONS, *self._outcome_topics)
         times = sorted(record.timestamp for topic in written for record in self.rig.out[topic])
         return max((later - earlier for earlier, later in pairwise(times)), default=0) / 1000
 

@@ -69,7 +69,7 @@ def set_up(dice: Random) -> Setup:
         commit_count=dice.choice((10, 10_000)),
         metadata_chars=dice.choice((40, 120, 4000, 4000)),
         flood=dice.choice((Flood(), FLOOD, FLOOD)),
-        order=dice.choice((Order.NONE, Order.NONE, Order.NONE, Order.KEY, Order.PARTITION)),
+        order=dice.choice((Order.NONE, Order.NONE, Order.NONE, Order.KEY, Order.KEY, Order.PARTITION)),
     )
     if limits.order is Order.PARTITION:
         # One after another is slow: give each partition little to wait for.

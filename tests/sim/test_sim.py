@@ -15,7 +15,7 @@ from tests.sim.told import Told
 from tests.sim.world import run_world
 
 WORLDS = 60  # .ci/run runs 5,000
-PATIENCE = 600  # worlds in which a planted defect is caught at the latest
+PATIENCE = 300  # worlds in which a planted defect is caught at the latest
 ROOT = Path(__file__).parents[2]
 
 

@@ -317,9 +317,13 @@ class World:
             self.start(name)
 
     def _done(self) -> bool:
-        # What an ended epoch handed to the publisher may still come to lie on an internal topic, and wants its reader.
-        if any(worker.publisher is not None and worker.publisher.unacked for worker in self._running_workers()):
-            return False
+        # What ran on through an ended epoch, in a worker that was frozen say, may still come to lie on an internal
+        # topic, and wants its reader.
+        for worker in self._running_workers():
+            if worker.publisher is not None and worker.publisher.unacked:
+                return False
+            if any(consumer.stats().running for consumer in worker.consumers):
+                return False
         for role in Role:
             committed = self.broker.group(self.topics.groups[role]).committed
             for topic in self.topics.read_by(role):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sluiceway.core.call import Call, Failure, Reply
 from sluiceway.core.tokens import Tokens as Tokens
+from sluiceway.core.value import value
 
 if TYPE_CHECKING:
     from sluiceway.core.catalog import Clearance
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Headers = tuple[tuple[str, bytes | None], ...]  # Kafka lets a header have no value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Record:
     """One Kafka record as it was read. `timestamp` is in seconds since the epoch."""
 
@@ -33,7 +33,7 @@ class Record:
     headers: Headers
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outgoing:
     """One Kafka record to be written; the partition follows from the key."""
 

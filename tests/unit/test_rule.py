@@ -100,6 +100,6 @@ def test_a_rule_tells_what_it_needs() -> None:
 
 def test_no_rule_sees_a_text() -> None:
     """Facts hold numbers, levels, names of fields and a language: nothing that a text says."""
-    assert set(Facts.__slots__) == {
+    assert set(Facts.__dataclass_fields__) == {
         *("tokens", "chars", "context", "stakes", "priority", "risk", "clearance", "fields", "language")
     }

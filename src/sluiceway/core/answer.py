@@ -13,13 +13,14 @@ import orjson
 
 from sluiceway.core import tree
 from sluiceway.core.task import Kind, Task
+from sluiceway.core.value import value
 
 Span = tuple[int, int]
 
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Answer:
     """A parsed, schema-valid reply. `compared` is what decides whether two answers are the same."""
 

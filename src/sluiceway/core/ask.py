@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from sluiceway.core.call import Call, Failure, Reply
 from sluiceway.core.outcome import Ending
+from sluiceway.core.value import value
 
 
 class State(StrEnum):
@@ -17,24 +17,24 @@ class State(StrEnum):
     DONE = "done"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Start:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Woke:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Left:
     """Instead of sleeping the job leaves, through a topic that holds it back for `delay` seconds."""
 
     delay: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Wait:
     """Come back with Woke at `until`, or with Left before it; `deadline` is the job's. Times of the runner's clock."""
 
@@ -42,7 +42,7 @@ class Wait:
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Finish:
     record: Ending
 

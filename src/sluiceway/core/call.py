@@ -6,17 +6,18 @@ What an endpoint can do wrong is a `Failure`, never an exception: the cascade de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from sluiceway.core.catalog import Clearance, Model
+from sluiceway.core.value import value
 
 CACHED = "cache"
 """The endpoint of a reply that was given before: no call was made for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Request:
     """A rendered prompt: `system` is stable for a task (prompt caches hit it), `user` holds the fenced job text.
 
@@ -32,7 +33,7 @@ class Request:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Call:
     """An ask: send `request` to `model` and be back before `deadline`, a time of the runner's clock in seconds.
 
@@ -51,7 +52,7 @@ class Call:
     tenant: str = ""  # waiting for a permit is fair between tenants, and no answer is shared across them
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Usage:
     """Metered tokens of one call, disjoint: the sum of all fields is everything that was billed.
 
@@ -99,7 +100,7 @@ class FinishReason(StrEnum):
     DECLINED = "declined"  # the model or its filter would not answer
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reply:
     """The model answered. `logprobs` joined are the bytes of `text`, or empty where the model gives none.
 
@@ -127,7 +128,7 @@ class FailureKind(StrEnum):
     INVALID = "invalid"  # the request, the key or the quota is wrong; the same call would fail again
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Failure:
     """The call gave no usable reply. `detail` is a short code (`timeout`, `http_503`, `insufficient_quota`),
     never the endpoint's own text. `retry_after` is in seconds from now, where the endpoint named one.

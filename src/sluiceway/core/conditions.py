@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from sluiceway.core.health import Health
+from sluiceway.core.value import value
 from sluiceway.core.worth import NONE, TooDear
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Conditions:
     """What a cascade decides under, beside the event itself. `health` may go on changing: it is read at once.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sluiceway.core.answer import Answer, Malformed
 from sluiceway.core.call import FinishReason
 from sluiceway.core.task import Gate, ScoreKind
 from sluiceway.core.trail import EscalationReason, Score, VerdictKind
+from sluiceway.core.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Verdict:
     """accept, or escalate with a reason of the closed set; `held` sends the answer to a person at once."""
 

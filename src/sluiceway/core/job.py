@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sluiceway.core import tree as trees
 from sluiceway.core.catalog import Clearance, Level
 from sluiceway.core.errors import InputError
+from sluiceway.core.value import value
 
 SCHEMA = "sluiceway.job/1"
 
@@ -64,7 +65,7 @@ class Source:
     clearance: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Job:
     """A job ready to be routed. `text` is all of its input as one text; `origin` names the original record.
 

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sluiceway.core.errors import InputError
 from sluiceway.core.trail import EscalationReason, Role, Trail, Waited
+from sluiceway.core.value import value
 
 BAR_NOT_PROVED = "declared, not yet proved"
 
@@ -57,7 +58,7 @@ class DeadLetterReason(StrEnum):
     CRASHES = "crashes"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Sampled:
     """A delivered answer that a person should check, by a coin of this propensity; `job` is what to judge it by."""
 
@@ -65,7 +66,7 @@ class Sampled:
     job: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Candidate:
     """An answer that some model gave and nobody has confirmed."""
 
@@ -75,7 +76,7 @@ class Candidate:
     verdict: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Result:
     """A delivered answer, or a refusal with its reason. Times are epoch seconds, money is pico-dollars and USD.
 
@@ -109,7 +110,7 @@ class Result:
     schema: Literal["sluiceway.result/1"] = "sluiceway.result/1"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Review:
     """A job that a person decides, with everything they need: the job, the candidates, and what happened."""
 
@@ -146,7 +147,7 @@ class DeadLetter:
     task: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Escalation:
     """A job handed to the next tier with its trail: the record of the escalations topic."""
 
@@ -161,7 +162,7 @@ class Escalation:
     schema: Literal["sluiceway.escalation/1"] = "sluiceway.escalation/1"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Retry:
     """A job that waits outside its worker, with its trail: the record of the retry topics, one for `role` and `delay`.
 

@@ -22,6 +22,7 @@ from sluiceway.core.job import Job, Passage
 from sluiceway.core.task import Kind, Task
 from sluiceway.core.tokens import Tokens
 from sluiceway.core.trail import PromptFacts
+from sluiceway.core.value import value
 
 VARIABLES = ("task", "labels", "tags", "schema", "input")
 
@@ -40,7 +41,7 @@ class TooLong:
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Text:
     """A job's text with its tokens, counted once for all rungs; `fields` likewise where the template asks by name."""
 

@@ -14,12 +14,13 @@ from sluiceway.core.job import Job
 from sluiceway.core.outcome import RefusalReason
 from sluiceway.core.rule import Facts, Rule, parse
 from sluiceway.core.task import Rung, Task
+from sluiceway.core.value import value
 from sluiceway.core.worth import NONE, TooDear
 
 _DOWN = "health: it has just failed several times in a row"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Route:
     """`rungs` in the ladder's order; `left_out`: each other model and its reason; `rule` is what raised the start."""
 

@@ -20,13 +20,14 @@ from typing import Any
 
 from sluiceway.core.catalog import Clearance, Level
 from sluiceway.core.errors import InputError
+from sluiceway.core.value import value
 
 NUMBERS = ("tokens", "chars", "context")
 LEVELS = ("stakes", "priority", "risk")
 FACTS = (*NUMBERS, *LEVELS, "clearance", "language")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Facts:
     """What was measured of a job, or declared by it: all that a rule can see.
 

@@ -7,7 +7,7 @@ clearance, policy, model with its parameters, prompt, schema, whether logprobs a
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import orjson
@@ -97,7 +97,7 @@ def _sha256(prefix: bytes, parts: tuple[Any, ...]) -> bytes:
 
 def split(usage: Usage, copies: int) -> list[Usage]:
     """What each of `copies` (1 or more) pays: whole tokens whose sum is exactly `usage`."""
-    names = Usage.__slots__
+    names = [field.name for field in fields(Usage)]
     shares = []
     for number in range(copies):
         part = {}

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Literal
 
 from sluiceway.core.call import Usage
+from sluiceway.core.value import value
 
 REPLY_BYTES = 32_768  # of one reply
 REPLY_BYTES_ALL = 131_072  # of all replies of a trail
@@ -47,7 +48,7 @@ class EscalationReason(StrEnum):
     CREDIT = "credit"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Score:
     """A measured confidence in 0..1 and the line it was held to. `features` are what it was computed from."""
 
@@ -58,7 +59,7 @@ class Score:
     fields: Mapping[str, float] | None = None  # extraction: one score a field
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PromptFacts:
     """What was sent: its digest and size, whether the job's text was cut, and which passages went along."""
 
@@ -70,7 +71,7 @@ class PromptFacts:
     passages_digest: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Attempt:
     """One call to one model. `at` is epoch seconds, `seconds` its duration, `cost_picousd` pico-dollars.
 
@@ -107,7 +108,7 @@ class Attempt:
     step: Literal["attempt"] = "attempt"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Routed:
     """A route was decided. `left_out` names each model that is not on it, and why; `facts` is what was known."""
 
@@ -122,7 +123,7 @@ class Routed:
     step: Literal["routed"] = "routed"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Waited:
     """The job waited for `model`: from `at` to `until`, because of `reason`. `ended` is when it did go on, under
     `conditions`.
@@ -140,7 +141,7 @@ class Waited:
 Step = Attempt | Routed | Waited
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Trail:
     """`taken_at`: epoch seconds of the first take. `remaining`: seconds of deadline left when it was handed on."""
 

@@ -55,6 +55,19 @@ def test_a_context_tier_prices_the_whole_call() -> None:
     assert costs == [1_000_000, 2_000_000, 2_000_000, 3_000_000]
 
 
+def test_shares_of_a_call_cost_together_what_the_call_costs() -> None:
+    """Also where a share alone would be billed at the price of a shorter call, or each be rounded: one then has all."""
+    halves = [Usage(100, output_text=1), Usage(100, output_text=1)]
+    tier = PriceTier(from_tokens=200, input_mtok=Decimal(2))
+    assert ledger.exact(halves, Price(input_mtok=Decimal(1))) == halves
+    assert ledger.exact(halves, "free") == ledger.exact(halves, None) == halves
+    risen = ledger.exact(halves, Price(input_mtok=Decimal(1), tiers=(tier,)))
+    assert risen == [Usage(200, output_text=2), Usage()]
+    assert ledger.exact(halves, Price(tiers=(PriceTier(from_tokens=201),))) == halves
+    fine = Price(input_mtok=Decimal("0.0000005"))
+    assert ledger.exact([Usage(3), Usage(3)], fine) == [Usage(6), Usage()]
+
+
 @pytest.mark.parametrize("price", [Decimal(-1), Decimal("NaN"), Decimal("Infinity"), Decimal(10**9)])
 def test_a_price_is_a_price(price: Decimal) -> None:
     """Neither negative nor endless."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluiceway.core import sharing
+from sluiceway.core import ledger, sharing
 from sluiceway.core.call import CACHED, Call, Failure, FailureKind, FinishReason, Reply, Request, Usage
-from sluiceway.core.catalog import Clearance, Model, Params
+from sluiceway.core.catalog import Clearance, Model, Params, Price, PriceTier
 from sluiceway.core.sharing import Kept, Keys, Sharing
 from sluiceway.models.sharing import AnswerCache, SharedCalls
 
@@ -96,6 +97,21 @@ async def test_identical_jobs_in_flight_make_one_call_and_pay_for_it_together() 
     assert models.saved == 6
     assert {reply.text for reply in found if isinstance(reply, Reply)} == {"a"}
     assert sum([reply.usage for reply in found], Usage()) == USAGE
+
+
+async def test_copies_of_a_call_beyond_a_price_tier_pay_together_what_it_was_billed() -> None:
+    """Each copy's share of the input is below the tier: at the price of such a call the dear half would be missing."""
+    tier = PriceTier(from_tokens=150, input_mtok=Decimal(2))
+    price = Price(input_mtok=Decimal(1), tiers=(tier,))
+    usage = Usage(input_uncached=200)
+    inner = Held(Reply("a", usage, endpoint="http://h"))
+    models, _ = shared(inner, coalesce=True)
+    call = replace(BASE, model=BASE.model.model_copy(update={"price": price}))
+    calls = [asyncio.create_task(models.call(replace(call, job_id=f"job-{number}"))) for number in range(2)]
+    await turns()
+    inner.open.set()
+    found = await asyncio.gather(*calls)
+    assert sum(ledger.cost(reply.usage, price) for reply in found) == ledger.cost(usage, price) == 400_000_000
 
 
 @pytest.mark.parametrize("what", list(OTHERS))

@@ -6,6 +6,7 @@ one attempt's cost is rounded once, half to even.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -28,6 +29,20 @@ def cost(usage: Usage, price: Price) -> int:
         + (usage.output_text + usage.output_reasoning) * rates.output
     )
     return total if rates.scale == 1 else round(Fraction(total, rates.scale))  # half to even
+
+
+def exact(shares: Sequence[Usage], price: Price | str | None) -> Sequence[Usage]:
+    """The shares of one call, such that their costs sum to what the call costs.
+
+    They are left as they are where they do. Else (the price rises with a call's whole input, which no share has; or it
+    is so fine that each share is rounded) the first one has all of it.
+    """
+    if not isinstance(price, Price) or (price.rates.scale == 1 and not price.tiers):
+        return shares
+    whole = sum(shares, Usage())
+    if sum([cost(share, price) for share in shares]) == cost(whole, price):
+        return shares
+    return [whole, *[Usage()] * (len(shares) - 1)]
 
 
 def worst_cost(input_tokens: int, output_tokens: int, price: Price) -> int:

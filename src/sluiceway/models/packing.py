@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sluiceway.core import packing
+from sluiceway.core import ledger, packing
 from sluiceway.core.allowance import TIMEOUT
 from sluiceway.core.call import Call, Failure, FailureKind, Reply, Usage
 from sluiceway.core.packing import Packer, Standing
@@ -191,7 +191,8 @@ class PackedCalls:
         stay = [at for at, place in enumerate(pack.places) if not place.done()]
         if not stay:
             return
-        paid = packing.shares(usage, [max(1, pack.calls[at].request.input_tokens) for at in stay])
+        weights = [max(1, pack.calls[at].request.input_tokens) for at in stay]
+        paid = ledger.exact(packing.shares(usage, weights), pack.calls[0].model.price)
         told: list[_Told] = []
         for at, share in zip(stay, paid, strict=True):
             own = found[at]

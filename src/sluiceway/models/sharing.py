@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sluiceway.core import sharing
+from sluiceway.core import ledger, sharing
 from sluiceway.core.call import CACHED, Call, Failure, FailureKind, FinishReason, Reply, Usage
 from sluiceway.core.sharing import Kept, Sharing
 from sluiceway.ports import Answers, Clock, Models, NoAnswers
@@ -110,7 +110,8 @@ class SharedCalls:
             self._keep(key, call, whole)
         if not waiting:
             return whole
-        mine, *others = [replace(whole, usage=share) for share in sharing.split(whole.usage, len(waiting) + 1)]
+        shares = ledger.exact(sharing.split(whole.usage, len(waiting) + 1), call.model.price)
+        mine, *others = [replace(whole, usage=share) for share in shares]
         self._tell(waiting, others)
         return mine
 

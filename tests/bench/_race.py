@@ -27,7 +27,7 @@ from sluiceway.topicmap import topic_map
 from tests.bench._stream_ours import MODEL, POLICY
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.tickets import bank_tickets
-from tests.support.topics import publish
+from tests.support.topics import group_offsets, publish
 
 ROOT = Path(__file__).parents[2]
 JOBS, RESULTS = "sluiceway.jobs", "sluiceway.results"
@@ -201,7 +201,7 @@ class Track:
         await admin.start()
         try:
             end = time.monotonic() + 20
-            while not sum(max(0, at.offset) for at in (await admin.list_consumer_group_offsets(group)).values()):
+            while not sum(at.offset for at in (await group_offsets(admin, group)).values()):
                 if time.monotonic() > end:
                     raise SystemExit(f"{group} has committed nothing in 20 s")
                 await asyncio.sleep(0.1)  # the pace of a poll: a commit has no signal

@@ -129,7 +129,9 @@ def test_commits_retry_without_a_limit_and_under_any_generation() -> None:
 
 def test_the_private_parts_that_we_use_are_there() -> None:
     assert not inspect.iscoroutinefunction(Fetcher._create_fetch_waiter)
-    assert inspect.iscoroutinefunction(GroupCoordinator.fetch_committed_offsets)
+    assert inspect.iscoroutinefunction(GroupCoordinator._do_fetch_commit_offsets)
+    assert inspect.iscoroutinefunction(GroupCoordinator._send_req)
+    assert not inspect.iscoroutinefunction(GroupCoordinator.coordinator_dead)
     assert inspect.iscoroutinefunction(GroupCoordinator.ensure_coordinator_known)
     assert isinstance(inspect.getattr_static(TopicPartitionState, "has_valid_position"), property)
 

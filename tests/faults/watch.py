@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError
 from tests.support.evidence import Lag, Place, Published, Sample, settled
 from tests.support.laws import no_early_commit
 from tests.support.rig import Outgoing, Rig
-from tests.support.topics import Reader
+from tests.support.topics import Reader, group_offsets
 
 Number = tuple[str, int]
 """A topic's partition."""
@@ -167,8 +167,8 @@ class Watch:
             await self._admin.start()
         found: dict[Number, int] = {}
         for group in self._rig.map.groups.values():
-            offsets = await self._admin.list_consumer_group_offsets(group)
-            found |= {(tp.topic, tp.partition): at.offset for tp, at in offsets.items() if at.offset >= 0}
+            offsets = await group_offsets(self._admin, group)
+            found |= {(tp.topic, tp.partition): at.offset for tp, at in offsets.items()}
         return found
 
     async def _close_admin(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -62,6 +63,7 @@ class _Waiters:
 class _Coordination:
     def __init__(self, consumer: SimConsumer) -> None:
         self._consumer = consumer
+        self.group_id = consumer.group
         self.generation = -1
         self._asked = 0.0
         self._coordination_task = None
@@ -108,10 +110,23 @@ class _Coordination:
             case _:
                 raise kafka_errors.OffsetMetadataTooLargeError()
 
-    async def fetch_committed_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Any]:
-        await self._consumer.asked()
-        committed = self._consumer.broker.group(self._consumer.group).committed
-        return {tp: committed[tp] for tp in partitions if tp in committed}
+    def coordinator_dead(self) -> None:
+        pass
+
+    async def _send_req(self, request: Any) -> Any:
+        """The answer to an OffsetFetchRequest. While the coordinator loads, an error stands for all of it."""
+        consumer = self._consumer
+        await consumer.asked()
+        broker = consumer.broker
+        if broker.weather.offsets_error and broker.dice.random() < broker.weather.offsets_error:
+            broker.note("offsets_loading")
+            return SimpleNamespace(topics=[], error_code=kafka_errors.GroupLoadInProgressError.errno)
+        committed = broker.group(self.group_id).committed
+        topics = [
+            (topic, [(number, *committed.get(TopicPartition(topic, number), (-1, "")), 0) for number in numbers])
+            for topic, numbers in request._partitions
+        ]
+        return SimpleNamespace(topics=topics, error_code=0)
 
 
 class SimConsumer:

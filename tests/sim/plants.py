@@ -19,7 +19,7 @@ from unittest import mock
 
 from sluiceway.archive import flight, journal
 from sluiceway.core import cascade, commits, ledger, offsets, queue, record, retrybudget, slots, stream
-from sluiceway.kafka import committer, consumer, fetch, jobs, publish
+from sluiceway.kafka import committer, consumer, fetch, group, jobs, publish
 from sluiceway.models import pool
 
 from sluiceway import runner, work  # isort: skip
@@ -105,6 +105,15 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (consumer.RoleConsumer, "_revoked", "self._stream.revoke(held)", "pass"),
     ),
     "started_twice_without_join": _plant((_J, "start", "if self._detached:", "if False:")),
+    "error_taken_for_no_offsets": _plant(  # as aiokafka 0.14 itself does
+        (
+            group,
+            "fetch_committed",
+            '_raise(coordinator, getattr(answer, "error_code", 0), coordinator.group_id)',
+            "pass",
+        ),
+        (group, "fetch_committed", "if missing:", "if False:"),
+    ),
     "drained_for_nobody": _plant(
         (consumer.RoleConsumer, "_revoked", "begin + self.settings.revoke_budget * 0.7", "begin + 0.2")
     ),

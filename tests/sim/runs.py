@@ -85,7 +85,7 @@ EXPECTED = (
     *("kill", "thawed", "left", "rebalance", "thrown_out", "started", "stopped_clean", "stopped_unclean"),
     *("commit_ok", "commit_error", "commit_answer_lost", "commit_unknown_member", "commit_metadata_too_large"),
     *("produce_error", "produce_ack_lost", "produce_timeout", "produce_out_of_step"),
-    *("fetch_error", "offsets_error", "fetched_again", "gap", "marker", "published_twice"),
+    *("fetch_error", "offsets_error", "offsets_loading", "fetched_again", "gap", "marker", "published_twice"),
     *("model_answered", "model_uncertain", "model_malformed", "model_declined", "model_fail", "model_overloaded"),
     *("model_hang", "model_slow", "model_invalid"),
     *("job_poison", "job_silence", "job_big", "job_undecodable", "job_unknown_task", "job_too_large", "job_tombstone"),

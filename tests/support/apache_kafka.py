@@ -37,6 +37,7 @@ from aiokafka.errors import KafkaError
 
 from tests.support.certificates import Certificates
 from tests.support.processes import Child, ChildError
+from tests.support.topics import group_offsets
 
 POM = Path(__file__).parent / "kafka" / "pom.xml"
 USER, PASSWORD = "alice", "alice-secret"
@@ -299,7 +300,7 @@ class ApacheKafka:
             admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap, request_timeout_ms=3_000)
             try:
                 await admin.start()
-                await admin.list_consumer_group_offsets("sluiceway-tests-readiness")
+                await group_offsets(admin, "sluiceway-tests-readiness")
             except (KafkaError, OSError) as cause:
                 last = cause
                 # The pace of a poll with a deadline; nothing signals that a broker is up.

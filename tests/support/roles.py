@@ -22,6 +22,7 @@ from sluiceway.kafka.publish import Publisher
 from sluiceway.kafka.security import Connection, read_connection
 from sluiceway.kafka.start import parse_start
 from sluiceway.ports import Outgoing, Record
+from tests.support.topics import group_offsets
 
 
 @dataclass
@@ -151,7 +152,7 @@ class World:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
         await admin.start()
         try:
-            found = await admin.list_consumer_group_offsets(self.group)
+            found = await group_offsets(admin, self.group)
             return {Partition(*tp): (value.offset, value.metadata) for tp, value in found.items()}
         finally:
             await admin.close()

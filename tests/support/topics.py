@@ -13,6 +13,7 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.structs import OffsetAndMetadata
 
 FETCH = 64 * 2**20  # bytes; far above any record of ours
@@ -172,6 +173,17 @@ async def ends(bootstrap: str, topic: str, *, options: Mapping[str, Any] | None 
         return {tp.partition: end for tp, end in (await reader.ends()).items()}
 
 
+async def group_offsets(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartition, OffsetAndMetadata]:
+    """All that a group has committed. Raises KafkaError: the admin client's own call gives nothing for an error."""
+    coordinator = await admin.find_coordinator(group)
+    answer = await admin._send_request(OffsetFetchRequest(group, None), coordinator)
+    rows = [(TopicPartition(topic, row[0]), row) for topic, found in answer.topics for row in found]
+    for code in (answer.error_code, *(row[3] for _, row in rows)):
+        if code:
+            raise for_code(code)(group)
+    return {partition: OffsetAndMetadata(row[1], row[2]) for partition, row in rows if row[1] >= 0}
+
+
 async def committed(
     bootstrap: str, group: str, topic: str, *, options: Mapping[str, Any] | None = None
 ) -> dict[int, OffsetAndMetadata]:
@@ -182,7 +194,7 @@ async def committed(
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, **(options or {}))
     await admin.start()
     try:
-        offsets = await admin.list_consumer_group_offsets(group)
+        offsets = await group_offsets(admin, group)
     finally:
         await admin.close()
-    return {tp.partition: found for tp, found in offsets.items() if tp.topic == topic and found.offset >= 0}
+    return {tp.partition: found for tp, found in offsets.items() if tp.topic == topic}

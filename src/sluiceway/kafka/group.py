@@ -1,4 +1,5 @@
-"""One member of a consumer group: aiokafka's consumer, driven by hand. All of aiokafka's private parts are used here.
+"""One member of a consumer group: aiokafka's consumer, driven by hand. aiokafka's private parts are used
+here and in committed.py.
 
 Its errors are mapped to `Committed`, `InputError` or `UnansweredError` in this one place. It commits under the very
 generation in which a partition was assigned: a commit that comes late is refused by us or by the broker, never booked
@@ -20,6 +21,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from sluiceway.core.errors import InputError
 from sluiceway.core.stream import Commit, Partition
 from sluiceway.kafka.assignor import assignor
+from sluiceway.kafka.committed import fetch_committed
 from sluiceway.kafka.misnamed import read_misnamed
 from sluiceway.kafka.security import Connection
 
@@ -262,7 +264,7 @@ class Group:
     async def committed(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, str]]:
         """The group's offset and metadata where it has one. Raises UnansweredError or InputError."""
         tps = [TopicPartition(*p) for p in partitions]
-        found = await self._asked(lambda: self._consumer._coordinator.fetch_committed_offsets(tps))
+        found = await self._asked(lambda: fetch_committed(self._consumer._coordinator, tps))
         return {Partition(*tp): (int(value.offset), value.metadata or "") for tp, value in found.items()}
 
     async def bounds(self, partitions: Iterable[Partition]) -> dict[Partition, tuple[int, int]]:

@@ -26,6 +26,7 @@ from sluiceway.core import outcome as outcomes_
 from sluiceway.core.errors import InputError
 from sluiceway.core.outcome import Result, Review
 from sluiceway.core.window import Window
+from sluiceway.kafka.committed import heed
 from sluiceway.kafka.security import read_connection
 
 RESULTS = "sluiceway.results"
@@ -65,6 +66,7 @@ async def outcomes(
     reader = _Reader(consumer, reviews, window)
     try:
         await consumer.start()
+        heed(consumer)
         consumer.subscribe(topics, listener=reader)
         async for outcome in reader.read():
             yield outcome

@@ -97,7 +97,8 @@ class Bench:
             if name in appended and not name.startswith("poison"):
                 spans.append(float(record.timestamp - appended[name]))
         expected = sum(name.startswith("job") for name in appended)
-        assert len(spans) >= expected, f"{len(spans)} results of {expected} healthy jobs"
+        counts = {topic: len(self.rig.out[topic]) for topic in (RESULTS, REVIEWS, DEAD_LETTERS)}
+        assert len(spans) >= expected, f"{len(spans)} results of {expected} healthy jobs; all outcomes so far: {counts}"
         return percentile(spans, 0.99)
 
 

@@ -117,6 +117,49 @@ async def test_a_call_without_a_reply_is_listed_as_lost_once(tmp_path: Path) -> 
     third.close()
 
 
+@pytest.mark.parametrize(
+    ("event", "listed"),
+    [
+        (FAILED, True),
+        (Failure(FailureKind.TRANSIENT, "body_cut"), True),
+        (Failure(FailureKind.OVERLOADED, "rate_limit_exceeded", usage=Usage(1)), True),
+        (Failure(FailureKind.OVERLOADED, "rate_limit_exceeded"), False),
+        (Failure(FailureKind.TRANSIENT, "http_500"), False),
+        (Failure(FailureKind.TRANSIENT, "connect"), False),
+        (REPLY, False),
+    ],
+)
+@pytest.mark.parametrize("published", [False, True])
+async def test_what_may_be_billed_and_stands_in_a_trail_alone_is_lost_with_it(
+    tmp_path: Path, event: Reply | Failure, listed: bool, published: bool
+) -> None:
+    """A try that was cut off, then the process dies: no outcome tells of it. Once one is published, none is listed."""
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+    flight.take(a_record(), alone=False)
+    flight.begin(a_record())
+    await pays(store, a_job(), a_call(), event)
+    if published:
+        flight.publish(a_record())
+    store.close()
+    again = a_store(tmp_path)
+    assert [call.job_id for call in again.lost] == ["j1"] * (listed and not published)
+    again.close()
+
+
+async def test_a_reply_that_may_not_be_kept_is_lost_with_its_job(tmp_path: Path) -> None:
+    """A restricted job is called for again after a death, and the call before it was billed."""
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+    flight.take(a_record(), alone=False)
+    flight.begin(a_record())
+    await pays(store, a_job(), a_call(clearance=Clearance.RESTRICTED), REPLY)
+    store.close()
+    again = a_store(tmp_path)
+    assert [call.job_id for call in again.lost] == ["j1"]
+    again.close()
+
+
 async def test_no_reply_above_the_clearance_touches_the_disk(tmp_path: Path) -> None:
     """A restricted job's call is on record, its reply's text is nowhere in the directory."""
     store = a_store(tmp_path)

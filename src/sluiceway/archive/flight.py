@@ -30,14 +30,17 @@ Coordinates = tuple[str, int, int, int]
 
 
 class Flown:
-    """A job that was taken: its number in the log, and the keys of the replies that are kept for it."""
+    """A job that was taken: its number in the log, the keys of the replies that are kept for it, and its calls of which
+    only its trail tells.
+    """
 
-    __slots__ = ("coordinates", "known", "number", "replies")
+    __slots__ = ("calls", "coordinates", "known", "number", "replies")
 
     def __init__(self, number: int, coordinates: Coordinates, replies: list[str]) -> None:
         self.number = number
         self.coordinates = coordinates
         self.replies = replies
+        self.calls: list[int] = []
         self.known: bytes | None = None  # of an earlier run, which published it
 
 
@@ -135,6 +138,8 @@ class StoreFlight:
         if job is not None:
             del self._running[coordinates]
             self._store.publish(job.number)
+            if job.calls:
+                self._store.answered(*job.calls)
             uncovered.append(job)
             self._own.add(coordinates)
         if key is not None and self._deaths.pop(key, None) is not None:

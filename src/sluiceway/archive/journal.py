@@ -7,11 +7,13 @@ import hashlib
 from sluiceway.archive.flight import FLOWN
 from sluiceway.archive.reply import encode_reply, read_reply
 from sluiceway.archive.store import Store
-from sluiceway.core.call import Call, Failure, Reply
+from sluiceway.core.call import Call, Failure, FailureKind, Reply, Usage
 from sluiceway.core.catalog import Api
 from sluiceway.core.job import Job
 
 _PAID = (Api.OPENAI, Api.ANTHROPIC)  # what answers in-process costs nothing to ask again
+
+_FREE = ("http_", "connect", "tls")
 
 
 class Journal:
@@ -47,15 +49,29 @@ class Entry:
         await self._store.written()
 
     def ended(self, event: Reply | Failure) -> None:
-        """Puts on record, in a moment, what came of the call; its reply too, unless its data may not be kept."""
-        store = self._store
-        store.answered(self._number)
-        if isinstance(event, Reply) and self._call.clearance <= store.bounds.clearance:
+        """Puts on record, in a moment, what came of the call; its reply too, unless its data may not be kept.
+
+        What may be billed and is not kept here stands in the job's trail alone: until that is published the call counts
+        as one whose reply never came.
+        """
+        store, flown = self._store, FLOWN.get()
+        keeps = isinstance(event, Reply) and self._call.clearance <= store.bounds.clearance
+        if isinstance(event, Reply) and keeps:
             store.keep(self._key, encode_reply(event))
-            flown = FLOWN.get()
             if flown is not None:
                 flown.replies.append(self._key)
+        if flown is None or keeps or not _billed(event):
+            store.answered(self._number)
+        else:
+            flown.calls.append(self._number)
         store.soon()
+
+
+def _billed(event: Reply | Failure) -> bool:
+    """Whether the endpoint may want money for it: not where it was not reached, or has refused by a status."""
+    if isinstance(event, Reply) or event.usage != Usage():
+        return True
+    return event.kind is FailureKind.TRANSIENT and not event.detail.startswith(_FREE)
 
 
 def key_of(job: Job, call: Call) -> str:

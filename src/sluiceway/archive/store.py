@@ -140,10 +140,11 @@ class Store:
         self._told.append(call)
         return number
 
-    def answered(self, number: int) -> None:
-        """That call came to an end."""
-        self.live.calls.pop(number, None)
-        self._told.append(("e", number))
+    def answered(self, *numbers: int) -> None:
+        """Those calls came to an end."""
+        for number in numbers:
+            self.live.calls.pop(number, None)
+        self._told.append(("e", *numbers))
 
     # -- replies ------------------------------------------------------------------------------------------------
 

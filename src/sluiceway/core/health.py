@@ -41,7 +41,9 @@ class HealthBoard:
 
     def observe(self, model: str, seconds: float, *, failed: bool, now: float) -> None:
         """One call ended. Five failures in a row take a model out for ten seconds; one reply brings it back."""
-        state = self._models.setdefault(model, _Model())
+        state = self._models.get(model)
+        if state is None:
+            state = self._models[model] = _Model()
         if failed:
             state.failures += 1
             if state.failures >= _FAILURES_IN_A_ROW:
@@ -74,6 +76,8 @@ class FailedShare:
         self._trim(now)
 
     def allows(self, now: float) -> bool:
+        if not self._failed:
+            return self._share > 0
         self._trim(now)
         return self._share > 0 and len(self._failed) < max(1.0, self._share * len(self._jobs))
 

@@ -93,7 +93,7 @@ class Job:
     def fields(self) -> frozenset[str]:
         """The names of the input's fields that are present and not null; a bare text has the one field `text`."""
         if isinstance(self.input, str):
-            return frozenset(("text",))
+            return _TEXT
         return frozenset(name for name, value in self.input.items() if value not in (None, "", [], {}))
 
     @property
@@ -101,7 +101,8 @@ class Job:
         return hashlib.sha256(orjson.dumps(self.input, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
-_RECORD = TypeAdapter(JobRecord)
+_TEXT = frozenset(("text",))
+_RECORD = TypeAdapter(JobRecord).validator  # of the adapter's own method each call would pay for its options
 
 
 def load_json(value: bytes) -> Any:

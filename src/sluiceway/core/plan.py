@@ -31,12 +31,11 @@ class Plan:
     reference: str  # its model's name
     gates: Mapping[str, Gate | None]  # of each rung, by its model's name
     prices: Mapping[str, Price]
+    limits: Mapping[str, int]  # tokens that a request to each rung may hold
 
     def limit(self, rung: Rung) -> int:
         """The tokens a request to `rung` may hold: its own limit within what the context window leaves."""
-        model = self.models[rung.model]
-        window = model.context_window - model.params.max_tokens
-        return window if rung.input_tokens is None else min(rung.input_tokens, window)
+        return self.limits[rung.model]
 
     def worst_cost(self, model: str, request: Request) -> int:
         """Pico-dollars that a call can cost at most: with packing its share of a packed one, and one of its own."""
@@ -100,10 +99,14 @@ def _compile(task: Task, policy: Policy, tokens: Tokens) -> Plan:
         usd_per_job=None if limit is None else ledger.from_usd(Decimal(str(limit))),
         reference=task.reference.model,
         gates={rung.model: task.gate_of(rung) for rung in task.ladder},
-        prices={
-            name: model.price if isinstance(model.price, Price) else Price() for name, model in policy.models.items()
-        },
+        prices={name: _price(model) for name, model in policy.models.items()},
+        limits={rung.model: _limit(rung, policy.models[rung.model]) for rung in task.ladder},
     )
+
+
+def _limit(rung: Rung, model: Model) -> int:
+    window = model.context_window - model.params.max_tokens
+    return window if rung.input_tokens is None else min(rung.input_tokens, window)
 
 
 def _price(model: Model) -> Price:

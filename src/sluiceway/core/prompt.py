@@ -79,11 +79,8 @@ def fence(kind: str, tag: str, text: str, name: str = "") -> str:
 
 
 def _tag(*texts: str) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass"))
-        digest.update(b"\0")
-    return digest.hexdigest()[:16]
+    ended = "\0".join((*texts, ""))
+    return hashlib.sha256(ended.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class _Fields:
@@ -186,6 +183,8 @@ class Prompt:
 
     def _context(self, passages: Sequence[Passage], budget: int) -> tuple[str, tuple[str, ...], int, str]:
         """The passages that fit `budget` in their fences, their ids, the tokens they take, and their digest."""
+        if not passages:
+            return "", (), 0, ""
         parts: list[str] = []
         ids: list[str] = []
         spent = 0

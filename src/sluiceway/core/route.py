@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sluiceway.core.catalog import Api, Clearance, Level, Model
 from sluiceway.core.health import Health
@@ -18,6 +19,7 @@ from sluiceway.core.value import value
 from sluiceway.core.worth import NONE, TooDear
 
 _DOWN = "health: it has just failed several times in a row"
+_KEPT = 1024  # routes that are remembered
 
 
 @value
@@ -52,6 +54,8 @@ class Router:
         self._reference = task.reference.model
         rules = [rule for rule, _ in (*self._start, *self._refuse)] + list(self._always)
         self.needs_language = any("language" in rule.facts for rule in rules)
+        # All but health and worth follows from a few facts that most jobs share.
+        self._usual = lru_cache(_KEPT)(self._standing)
 
     def _position(self, name: str) -> int:
         return next(number for number, rung in enumerate(self._task.ladder) if rung.model == name)
@@ -98,19 +102,13 @@ class Router:
         for rule, position in self._start:
             if position > lowest and rule.holds(facts):
                 lowest, chosen = position, rule.text
-        left_out: dict[str, str] = {}
-        rungs: list[Rung] = []
-        for position, rung in enumerate(self._task.ladder):
-            reason = self._barred(rung, job, facts)
-            if reason is None and position < lowest:
-                reason = f"rule: {chosen}"
-            if reason is None:
-                rungs.append(rung)
-            else:
-                left_out[rung.model] = reason
-        if not rungs:
-            return self._nothing(facts, left_out, chosen)
-        if health:
+        tokens = facts.tokens if self._task.trim == "none" else 0
+        route = self._usual(facts.clearance, bool(job.context), tokens, lowest, chosen)
+        unwell = self._unwell(health, now, left)
+        if isinstance(route, NoRoute) or not (unwell or too_dear):
+            return route
+        left_out, rungs = dict(route.left_out), list(route.rungs)
+        if unwell:
             cheap = [rung for rung in rungs if rung.model != self._reference]
             slow = {rung.model: reason for rung in cheap if (reason := self._too_slow(health.get(rung.model), left))}
             down = {rung.model: _DOWN for rung in cheap if rung.model not in slow and self._down(rung, health, now)}
@@ -123,26 +121,52 @@ class Router:
             rungs = [rung for rung in rungs if rung.model not in left_out]
         return Route(tuple(rungs), left_out, chosen)
 
-    def _nothing(self, facts: Facts, left_out: Mapping[str, str], chosen: str | None) -> NoRoute:
+    def _standing(
+        self, clearance: Clearance, context: bool, tokens: int, lowest: int, chosen: str | None
+    ) -> Route | NoRoute:
+        """The route while all is well. `context`: passages came with the job; `tokens`: of a text that is not cut."""
+        left_out: dict[str, str] = {}
+        rungs: list[Rung] = []
+        for position, rung in enumerate(self._task.ladder):
+            reason = self._barred(rung, clearance, context, tokens)
+            if reason is None and position < lowest:
+                reason = f"rule: {chosen}"
+            if reason is None:
+                rungs.append(rung)
+            else:
+                left_out[rung.model] = reason
+        if not rungs:
+            return self._nothing(clearance, left_out, chosen)
+        return Route(tuple(rungs), left_out, chosen)
+
+    def _nothing(self, clearance: Clearance, left_out: Mapping[str, str], chosen: str | None) -> NoRoute:
         cause = f" (the rule {chosen!r} left out the cheaper ones)" if chosen else ""
         if any(reason.startswith("clearance") for reason in left_out.values()):
-            word = facts.clearance.name.lower()
+            word = clearance.name.lower()
             return NoRoute(
                 RefusalReason.NO_CLEARED_MODEL, f"no model that could serve it may see {word} data{cause}", left_out
             )
         return NoRoute(RefusalReason.TOO_LONG, f"no model can take this job{cause}", left_out)
 
-    def _barred(self, rung: Rung, job: Job, facts: Facts) -> str | None:
-        """Why `rung` may never serve this job, None where it may."""
+    def _barred(self, rung: Rung, clearance: Clearance, context: bool, tokens: int) -> str | None:
+        """Why `rung` may never serve such a job, None where it may."""
         model = self._models[rung.model]
-        if model.clearance < facts.clearance:
-            return f"clearance: {model.clearance.name.lower()} < {facts.clearance.name.lower()}"
-        if model.api in (Api.LOCAL, Api.RECORDED) and job.context:
+        if model.clearance < clearance:
+            return f"clearance: {model.clearance.name.lower()} < {clearance.name.lower()}"
+        if model.api in (Api.LOCAL, Api.RECORDED) and context:
             return "capability: it reads no context passages"
         window = min(rung.input_tokens or model.context_window, model.context_window - model.params.max_tokens)
-        if self._task.trim == "none" and facts.tokens > window:
-            return f"context window: {facts.tokens} tokens > {window}"
+        if self._task.trim == "none" and tokens > window:
+            return f"context window: {tokens} tokens > {window}"
         return None
+
+    @staticmethod
+    def _unwell(health: Mapping[str, Health], now: float, left: float) -> bool:
+        """Whether any model is down, or too slow for what is left."""
+        for known in health.values():  # noqa: SIM110  a generator would cost each job several times as much
+            if known.out_until > now or (known.p95 is not None and known.p95 > left):
+                return True
+        return False
 
     @staticmethod
     def _too_slow(known: Health | None, left: float) -> str | None:

@@ -6,11 +6,9 @@ Never the model's own word about its confidence. A score that can't be computed 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate
 
 from sluiceway.core.answer import Span, spans
 from sluiceway.core.call import Reply, TokenLogprob
@@ -30,14 +28,13 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
     tokens = reply.logprobs
     if not tokens:
         return _score(gate, None, {})
-    total = sum([token.logprob for token in tokens])
+    total = sum([logprob for _, logprob, _ in tokens])
     features = {"mean_logprob": _p(total / len(tokens)), "answer_logprob": _p(total)}
     if gate.score in (ScoreKind.MEAN_LOGPROB, ScoreKind.ANSWER_LOGPROB):
         return _score(gate, features[gate.score.value], features)
     text = reply.text
-    if b"".join([token.token for token in tokens]) != text.encode("utf-8", "surrogatepass"):
+    if b"".join([token for token, _, _ in tokens]) != text.encode("utf-8", "surrogatepass"):
         return _score(gate, None, features)
-    ends = list(accumulate([len(token.token) for token in tokens]))
     found = (_short_spans(text) if len(text) <= _SHORT else spans(text)) or _bare(text, compared)
     fields: dict[str, float] = {}
     margins: list[float] = []
@@ -45,9 +42,9 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
         values = found.get(name)
         if not values:
             return _score(gate, None, features)
-        measured = [_span(tokens, ends, _in_bytes(text, span)) for span in values]
-        fields[name] = min(probability for probability, _ in measured)
-        margins.extend(margin for _, margin in measured)
+        measured = [_span(tokens, _in_bytes(text, span)) for span in values]
+        fields[name] = min([probability for probability, _ in measured])
+        margins.extend([margin for _, margin in measured])
     features["label_logprob"] = min(fields.values())
     features["margin"] = min(margins)
     return _score(gate, features[gate.score.value], features, fields if per_field else None)
@@ -98,18 +95,21 @@ def _in_bytes(text: str, span: Span) -> Span:
     return first, first + len(text[span[0] : span[1]].encode("utf-8", "surrogatepass"))
 
 
-def _span(tokens: Sequence[TokenLogprob], ends: Sequence[int], span: Span) -> tuple[float, float]:
+def _span(tokens: Sequence[TokenLogprob], span: Span) -> tuple[float, float]:
     """Probability and margin of the tokens that overlap the bytes of `span`."""
     first, last = span
     before = 0.0
     best_other = 0.0
-    at = bisect_right(ends, first)  # the first token that ends past the span's beginning
-    while at < len(tokens) and (at == 0 or ends[at - 1] < last):
-        token = tokens[at]
-        others = [logprob for other, logprob in token.top if other != token.token]
+    end = 0
+    for token, logprob, top in tokens:
+        begin, end = end, end + len(token)
+        if end <= first:
+            continue
+        if begin >= last:
+            break
+        others = [other for word, other in top if word != token]
         if others:
             best_other = max(best_other, _p(before + max(others)))
-        before += token.logprob
-        at += 1
+        before += logprob
     probability = _p(before)
     return probability, max(0.0, probability - best_other)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -124,7 +125,8 @@ class WorthBoard:
     def __init__(self, rules: Worth, ladder: Sequence[str], worst: Callable[[str, int], int]) -> None:
         self._rules = rules
         self._ladder = tuple(ladder)
-        self._worst = worst
+        # Asked after each job while the next model is not measured, for a mean that seldom changes.
+        self._worst = lru_cache(256)(worst)
         self._windows = {model: _Window(rules.window) for model in ladder}
         self._of = {Role.JOBS: frozenset(ladder[:-1]), Role.ESCALATIONS: frozenset(ladder[-1:])}
         self.too_dear: Mapping[str, TooDear] = NONE
@@ -136,12 +138,13 @@ class WorthBoard:
         """
         if isinstance(record, Retry):
             return
-        last = record.trail.steps[-1] if record.trail.steps else None
+        steps, models = record.trail.steps, self._of[role]
+        last = steps[-1] if steps else None
         accepted = last.model if isinstance(last, Attempt) and last.verdict is VerdictKind.ACCEPT else None
         held = accepted if not isinstance(record, Result) else None
         found: dict[str, _Tried] = {}
-        for step in record.trail.steps:
-            if not isinstance(step, Attempt) or step.model not in self._of[role] or step.model == held:
+        for step in steps:
+            if not isinstance(step, Attempt) or step.model not in models or step.model == held:
                 continue
             tried = found.get(step.model)
             if tried is None:

@@ -14,6 +14,7 @@ from sluiceway.core.outcome import Ending, Escalation, Result, Retry, Review, St
 from sluiceway.core.trail import Attempt, Routed, Step
 from sluiceway.core.watchdog import Facts, Findings
 from sluiceway.core.worth import WorthBoard
+from sluiceway.telemetry.tally import Tallies
 
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1)
 _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -24,6 +25,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        tallies = Tallies(self.registry)
         counter = partial(Counter, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry)
         self.jobs = counter("sluiceway_jobs", "Rounds of jobs that ended, by outcome.", ("task", "outcome"))
@@ -122,11 +124,13 @@ class Metrics:
         self.notices = counter("sluiceway_notices", "Notices of the Kafka layer, by kind.", ("event",))
         self._build = gauge("sluiceway_build_info", "Always 1; the labels tell what runs.", ("version", "policy"))
 
-        # Finding a series by its labels costs more than counting on it, and each job counts on eight.
-        self._jobs, self._duration = cache(self.jobs.labels), cache(self.duration.labels)
-        self._attempted, self._cost = cache(self.attempts.labels), cache(self.cost.labels)
-        self._tokens, self._reference_cost = cache(self.tokens.labels), cache(self.reference_cost.labels)
-        self._answered_cost, self._context_use = cache(self.answered_cost.labels), cache(self.context_use.labels)
+        # What every job counts; money in pico-dollars, so that its sums are exact.
+        self._jobs, self._attempted, self._tokens = map(tallies.of, (self.jobs, self.attempts, self.tokens))
+        self._cost, self._reference_cost, self._answered_cost = [
+            tallies.of(counter, ledger.usd) for counter in (self.cost, self.reference_cost, self.answered_cost)
+        ]
+        # Finding a series by its labels costs more than observing it.
+        self._duration, self._context_use = cache(self.duration.labels), cache(self.context_use.labels)
 
     def policy(self, digest: str) -> None:
         """The policy in use; an older one's series ends."""
@@ -148,9 +152,9 @@ class Metrics:
             if record.status is Status.REFUSED and record.reason is not None:
                 self.refusals.labels(task, record.reason.value).inc()
             if record.reference_cost_picousd is not None:
-                self._reference_cost(task).inc(ledger.usd(record.reference_cost_picousd))
-                self._answered_cost(task).inc(record.cost_usd)
-        self._jobs(task, outcome).inc()
+                self._reference_cost[(task,)] += record.reference_cost_picousd
+                self._answered_cost[(task,)] += record.cost_picousd
+        self._jobs[task, outcome] += 1
         self._duration(task, outcome).observe(max(0.0, record.finished_at - record.trail.taken_at))
 
     def watched(self, facts: Facts, findings: Findings, lag: float) -> None:
@@ -187,8 +191,8 @@ class Metrics:
                 self.worth_pauses.labels(task, step.model).inc()
 
     def _attempt(self, task: str, attempt: Attempt) -> None:
-        self._attempted(task, attempt.model, attempt.tier, attempt.verdict.value).inc()
-        self._cost(task, attempt.model).inc(ledger.usd(attempt.cost_picousd))
+        self._attempted[task, attempt.model, attempt.tier, attempt.verdict.value] += 1
+        self._cost[task, attempt.model] += attempt.cost_picousd
         if attempt.endpoint == CACHED:
             self.kept_answers.labels(task, attempt.model).inc()
         if attempt.context_use is not None:
@@ -201,7 +205,7 @@ class Metrics:
             ("output", usage.output),
         ):
             if count:
-                self._tokens(attempt.model, kind).inc(count)
+                self._tokens[attempt.model, kind] += count
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

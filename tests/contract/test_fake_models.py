@@ -11,6 +11,7 @@ import json
 import math
 import subprocess
 import sys
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,26 @@ async def test_a_model_may_lack_json_schema_or_logprobs_and_show_its_limits() ->
             assert response.headers["x-ratelimit-limit-requests"] == "500"
 
 
+async def test_a_share_of_requests_gets_one_of_several_faults_each_time_anew_and_the_journal_says_which() -> None:
+    """By text and by how often it came; an HTTP date is of the time when it is sent."""
+    storm = "labels | any of=429,retry-after=5+429,retry-after=date:5+429,retry-after-ms=1500"
+    async with FakeModels(named(storm)) as fake:
+        for number in range(20):
+            assert (await post(fake, CHAT, chat(f"ticket {number % 10}")))[0] == 429
+        told = [entry.notes for entry in fake.journal.entries]
+        sent = fake.journal.entries[0].ts
+    dates = [each["retry-after"] for each in told if each.get("retry-after", "").endswith("GMT")]
+    assert sent + 4 <= parsedate_to_datetime(dates[0]).timestamp() <= sent + 65
+    assert {"retry-after": "5"} in told
+    assert {"retry-after-ms": "1500"} in told
+    assert told[:10] != told[10:], "a job's second request had the same luck as its first"
+    mixed = named("labels | any share=30% of=503+reset+gzip_bomb")
+    requests = [FakeRequest(n, "openai", "m", "", f"t {n}", f"t {n}", schema=SCHEMA, seen=n % 3) for n in range(1000)]
+    faults = [said for said in map(mixed, requests) if isinstance(said, FakeFault)]
+    assert 250 < len(faults) < 350
+    assert {fault.kind for fault in faults} == {"status", "reset", "gzip_bomb"}
+
+
 async def test_a_marker_tells_the_answer_and_its_confidence() -> None:
     async with FakeModels(by_model({"cheap": told(labels())}, labels())) as fake:
         _, reply = await post(fake, CHAT, chat('x [[answer:{"label":"login"}]]'))
@@ -401,7 +422,7 @@ def test_job_text_is_what_stands_in_our_data_fences_else_in_the_last_fence() -> 
 def test_scripts_are_pure() -> None:
     """The same request gets an equal answer from a fresh script, in any order."""
     requests = [FakeRequest(n, "openai", "m", "", f"t {n}", f"t {n}", schema=SCHEMA) for n in range(50)]
-    spec = "labels doubt=20% | 503 share=10% | malformed share=10% | refuse share=10% | hang share=5%"
+    spec = "labels doubt=20% | any share=9% of=502+html | 503 share=9% | malformed share=9% | refuse share=9%"
     forward: list[Any] = [named(spec)(request) for request in requests]
     script: Script = named(spec)
     backward = [script(request) for request in reversed(requests)]

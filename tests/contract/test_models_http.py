@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 import pytest
 from tests.support.certificates import Certificates
-from tests.support.fake_models import FakeAnswer, FakeFault, FakeModels, Metered
+from tests.support.fake_models import FakeAnswer, FakeFault, FakeModels, Metered, labels
+from tests.support.fake_scripts import faulty
 from tests.support.model_calls import CLOCK, ask, call, model, opened
 
 from sluiceway.core.call import Failure, FailureKind, FinishReason, Reply, Usage
@@ -165,6 +166,18 @@ async def test_a_busy_server_says_how_long_to_wait(
     found = await fault(FakeFault("status", 429, headers={name.title(): value for name, value in headers.items()}))
     assert found.kind is FailureKind.OVERLOADED
     assert found.retry_after is None if low is None else low <= (found.retry_after or 0) <= (high or 0)
+
+
+async def test_no_endpoint_is_waited_for_longer_than_the_policy_says() -> None:
+    """`limits.longest_retry_after` clamps what it asks for; a shorter wait stays as it is."""
+    for asked, waited in (("1000000000", 2.0), ("5", 2.0), ("1", 1.0)):
+        told = FakeFault("status", 429, headers={"retry-after": asked})
+        async with FakeModels(faulty(labels(), told)) as fake:
+            one = model(fake.url, limits=Limits(longest_retry_after=2.0))
+            async with opened(one) as pool:
+                found = await pool.call(call(one))
+        assert isinstance(found, Failure)
+        assert found.retry_after == waited
 
 
 async def test_keys_and_extra_headers_reach_the_endpoint() -> None:

@@ -46,6 +46,7 @@ class JournalEntry:
     `metered` is what the provider would bill: None where the fault comes before any token is made (429, 503, reset).
     `answered` is `answer`, or the fault's kind; `response_id` is the id in the reply's body, "" where there is none.
     `digest` is of the job text alone, `request_digest` of the whole body, `seen` counts earlier equal digests.
+    `notes` are the headers that told the caller when to come back.
     """
 
     ts: float

@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from email.utils import formatdate
 from pathlib import Path
 from typing import Self
 
@@ -149,10 +150,11 @@ class FakeModels:
                 reply, metered = render(request, told.answer, response_id)
             else:
                 reply = error_body(request.api, told.status, told.code, "scripted by the test")
-        whole = digest(body)
+        whole, now = digest(body), time.time()
+        headers = {name: _dated(value, now) for name, value in told.headers.items()}
         self.journal.append(
             JournalEntry(
-                ts=time.time(),
+                ts=now,
                 server=self.name,
                 seq=request.seq,
                 method=method,
@@ -170,12 +172,13 @@ class FakeModels:
                 header_names=tuple(sorted(request.headers)),
                 text=request.text if self._keep_bodies else None,
                 body=body.decode("utf-8", "replace") if self._keep_bodies else None,
+                notes={name: value for name, value in headers.items() if name.startswith("retry-after")},
             )
         )
         return Answered(
             told,
             reply,
-            {"content-type": "application/json", "x-request-id": f"req_{self.name}_{request.seq}", **told.headers},
+            {"content-type": "application/json", "x-request-id": f"req_{self.name}_{request.seq}", **headers},
             request.seq,
         )
 
@@ -212,6 +215,12 @@ class FakeModels:
     @property
     def held(self) -> bool:
         return not self._open.is_set()
+
+
+def _dated(value: str, now: float) -> str:
+    """`date:5` as the HTTP date five seconds on; any other value as it is."""
+    seconds = value.removeprefix("date:")
+    return value if seconds == value else formatdate(now + float(seconds), usegmt=True)
 
 
 async def _run(arguments: argparse.Namespace) -> None:

@@ -250,6 +250,17 @@ def faulty(
     return script
 
 
+def any_of(otherwise: Script, faults: Sequence[FakeFault], *, share: float = 1.0, seed: int = 0) -> Script:
+    """One of `faults` for a `share` of requests, each request of a job for itself; else `otherwise`."""
+
+    def script(request: FakeRequest) -> FakeAnswer | FakeFault:
+        if request.share(f"any {request.seen}", seed) >= share:
+            return otherwise(request)
+        return faults[int(request.share(f"which {request.seen}", seed) * len(faults))]
+
+    return script
+
+
 LATE = "[[late]]"
 """A job whose text holds this is among the late ones of `late`, whatever their share."""
 
@@ -329,7 +340,8 @@ def named(spec: str) -> Script:
 
     `labels seed=1 doubt=10% delay=0.05 | late share=1% delay=2 | malformed share=5% | refuse share=1% | told |
     obedient | 429 share=30% times=1 retry-after=5 | hang share=1% | slow | half | ... | no-json-schema | no-logprobs |
-    headers x-ratelimit-limit-requests=500`. ValueError names an unknown word.
+    any share=30% of=503+reset+429,retry-after=5 | headers x-ratelimit-limit-requests=500`. A retry-after of `date:5` is
+    sent as the HTTP date five seconds on. ValueError names an unknown word.
     """
     script: Script = labels()
     for layer in spec.split("|"):
@@ -352,13 +364,13 @@ def named(spec: str) -> Script:
             script = incapable(script, json_schema=name != "no-json-schema", logprobs=name != "no-logprobs")
         elif name == "headers":
             script = with_headers(script, options)
+        elif name == "any":
+            pieces = [piece.split(",") for piece in options["of"].split("+")]
+            script = any_of(script, [_fault(word, _options(more)) for word, *more in pieces], share=share, seed=seed)
         else:
-            script = faulty(script, _fault(name, options), share=share, times=_times(options), seed=seed)
+            times = int(options["times"]) if "times" in options else None
+            script = faulty(script, _fault(name, options), share=share, times=times, seed=seed)
     return script
-
-
-def _times(options: Mapping[str, str]) -> int | None:
-    return int(options["times"]) if "times" in options else None
 
 
 def _fault(name: str, options: Mapping[str, str]) -> FakeFault:
@@ -374,5 +386,5 @@ def _fault(name: str, options: Mapping[str, str]) -> FakeFault:
         if name == kind:
             return FakeFault(kind, 200, code, headers, delay, interval, location)
     raise ValueError(f"no script or fault is called {name!r}; known: labels, late, told, obedient, refuse, malformed, "
-                     "no-json-schema, no-logprobs, headers, "
+                     "no-json-schema, no-logprobs, headers, any, "
                      f"{', '.join(_STATUSES)}, {', '.join(kinds)}")  # fmt: skip

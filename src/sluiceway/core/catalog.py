@@ -147,6 +147,7 @@ class Limits(Frozen):
     max_parallel_requests: Annotated[int, Field(ge=1)] | None = None
     min_parallel_requests: Annotated[int, Field(ge=1)] | None = None
     start_parallel_requests: Annotated[int, Field(ge=1)] | None = None
+    longest_retry_after: Annotated[Seconds, Field(le=60, description="a duration such as 20s, 60s at most")] = 60.0
 
 
 class Params(Frozen):

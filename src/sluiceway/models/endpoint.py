@@ -63,6 +63,7 @@ class HttpEndpoint:
         self._now = now
         self._a_day = model.provider == "groq"  # its request limit is a day's
         self._cached_is_free = model.api is Api.ANTHROPIC
+        self._longest_retry_after = model.limits.longest_retry_after
         self.origin = providers.origin(endpoint.base_url)
 
     async def call(self, call: Call) -> Reply | Failure:
@@ -95,7 +96,10 @@ class HttpEndpoint:
         return await self._transport.post(self._target, body)
 
     def read(self, answered: HttpReply, call: Call) -> Reply | Failure:
-        return self._format.decode(answered.status, answered.headers, answered.body, call, self._now())
+        found = self._format.decode(answered.status, answered.headers, answered.body, call, self._now())
+        if isinstance(found, Failure) and (found.retry_after or 0.0) > self._longest_retry_after:
+            return replace(found, retry_after=self._longest_retry_after)
+        return found
 
     async def close(self) -> None:
         """Nothing: the transport is shared, and its owner closes it."""

@@ -39,6 +39,7 @@ from sluiceway.kafka.security import Connection
 from sluiceway.kafka.shares import Shares, worker_name
 from sluiceway.kafka.start import From, Start
 from sluiceway.kafka.topics import require_room, sizes
+from sluiceway.openfiles import make_room
 from sluiceway.policyfile import open_runner, read_policy
 from sluiceway.runner import Runner
 from sluiceway.telemetry import logs
@@ -135,6 +136,7 @@ class _Worker:
         """The exit code, and whether everything has ended."""
         options = self._options
         self._catch_signals()
+        make_room(len(options.roles) * options.limits.jobs)
         policy = read_policy(options.policy)
         topics = topic_map(policy, shadow=options.shadow)
         self._traces = traces = open_traces(options.trace_sample, topics.dead_letters)

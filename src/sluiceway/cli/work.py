@@ -35,6 +35,16 @@ def work(
     shadow: Annotated[
         bool, typer.Option("--shadow", help="Read the same jobs under own groups and write to sluiceway.shadow.* only.")
     ] = False,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(
+            "--in-flight",
+            min=1,
+            max=20_000,
+            metavar="N",
+            help="Jobs that each role runs at once, nearly all of them waiting for a model. Else 500.",
+        ),
+    ] = None,
     limit: Limit = None,
     max_cost: MaxCost = None,
     instance: Annotated[
@@ -61,6 +71,7 @@ def work(
     """Answer jobs from Kafka until told to stop. The first SIGTERM or Ctrl-C drains, the second leaves at once."""
     from sluiceway.cli.embedded import reached
     from sluiceway.core.cascade import Role
+    from sluiceway.core.held import Limits
     from sluiceway.kafka.start import parse_start
     from sluiceway.worker import WorkOptions, run
 
@@ -76,6 +87,7 @@ def work(
             instance=instance,
             metrics_port=metrics_port,
             trace_sample=trace_sample,
+            limits=Limits() if in_flight is None else Limits(jobs=in_flight, queue=max(Limits().queue, 2 * in_flight)),
             state=(state or _state_home()) / ("shadow" if shadow else "work"),
         )
         code = run(options)

@@ -116,10 +116,11 @@ class Runner:
         share = self._shares[job.task]
         now = self._clock.now()
         counted = False
-        if isinstance(resumed, Retry):  # the minute in which it was new has counted it
+        if isinstance(resumed, Retry):
             counted = resumed.failed_over
         else:
-            share.job(now)
+            if resumed is None:  # the minute in which it was new has counted it
+                share.job(now)
             if job.round:  # somebody opened another round: what was delivered before it no longer stands
                 self._worth[job.task].overturned(job.id, job.round)
         known = self._conditions(plan, now, language, beside=beside)

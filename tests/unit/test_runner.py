@@ -251,8 +251,17 @@ async def test_a_job_that_comes_back_is_no_new_job_of_the_minute() -> None:
     for _ in range(3):
         assert isinstance(record, Retry)
         record = await made.resume(record)
-    assert not made._shares["triage"]._jobs, "the minute in which it was new is over"
+    assert list(made._shares["triage"]._jobs) == [1000.0], "counted once, in the minute in which it was new"
     assert meter.records[-1][1] > 0, "its earlier attempts are known"
+
+
+async def test_an_escalated_job_is_no_new_job_of_the_minute() -> None:
+    """The worker that took it resumes it too: with each job counted again, failed ones would make room for more."""
+    made, _ = runner(policy({"start": [{"when": "chars >= 1", "at": "frontier"}]}), Scripted(lambda _call: reply()))
+    handed = await made.run(job())
+    assert isinstance(handed, Escalation)
+    assert isinstance(await made.resume(handed), Result)
+    assert len(made._shares["triage"]._jobs) == 1
 
 
 async def test_a_long_text_is_read_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

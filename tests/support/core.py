@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from sluiceway.core import job as jobs
+from sluiceway.core import outcome as outcomes
 from sluiceway.core import policy as policies
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, TokenLogprob, Usage
 from sluiceway.core.cascade import Cascade, Conditions, Finish, Role, Wait, Woke
@@ -18,7 +19,7 @@ from sluiceway.core.catalog import Api, Price
 from sluiceway.core.errors import InputError
 from sluiceway.core.job import Job
 from sluiceway.core.leave import NEVER, Leaving
-from sluiceway.core.outcome import Ending, HandOver
+from sluiceway.core.outcome import Ending, Escalation, HandOver
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Offer, Policy
 from sluiceway.ports import Clock
@@ -241,3 +242,23 @@ def runner(
         leaving=leaving,
     )
     return made, meter
+
+
+# -- climbs ----------------------------------------------------------------------------------------------------------
+
+
+def by_model(**replies: Reply | Failure | Callable[[Call], Reply | Failure]) -> Answers:
+    """Each model answers its own, whatever the call."""
+
+    def answers(call: Call) -> Reply | Failure:
+        answer = replies[call.model.name]
+        return answer(call) if callable(answer) else answer
+
+    return answers
+
+
+def resumed(first: Climb, answers: Answers, **facts: Any) -> Climb:
+    """What the reference makes of `first`, once its record has been through a topic."""
+    assert isinstance(first.record, Escalation)
+    again = outcomes.decode(Escalation, outcomes.encode(first.record))
+    return climb(facts.pop("plan", plan()), job(), answers, Role.ESCALATIONS, resumed=again, **facts)

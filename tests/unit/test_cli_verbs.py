@@ -82,6 +82,21 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout == f"sluiceway {__version__}\n"
 
 
+def test_an_interrupt_while_the_verbs_are_imported_is_one_like_any_other() -> None:
+    """Exit code 130 and no traceback, however early Ctrl-C comes."""
+    script = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'sluiceway.cli.work': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from sluiceway.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_init_writes_what_check_accepts_and_never_over_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,7 +109,8 @@ class Runner:
             return coin(self._secret, purpose, job.origin)
 
         # Counting the tokens of a megabyte takes a tenth of a second, for which the neighbours would stand still.
-        beside = len(job.text) + sum([len(passage.text) for passage in job.context]) > _LONG
+        size = len(job.text) if not job.context else len(job.text) + sum([len(part.text) for part in job.context])
+        beside = size > _LONG
         text = await asyncio.to_thread(plan.prompt.read, job) if beside else None
         cascade = Cascade(plan, job, role, tossed, resumed, text)
         language = self._language(job.text) if self._language is not None and plan.router.needs_language else "und"

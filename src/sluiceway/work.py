@@ -27,6 +27,7 @@ from sluiceway.topicmap import TopicMap
 
 _DETAIL = 500  # characters of a dead letter's message
 _TRAIL = 16_384  # bytes of a dead letter's trail
+_JSON: Headers = (("content-type", b"application/json"),)
 
 OnDeadLetter = Callable[[Record, DeadLetter, str], None]
 """Told of each dead letter and its task, which is empty where the record names none that is known."""
@@ -271,8 +272,10 @@ def _named(headers: Headers) -> Headers:
 
 
 def _json_headers(headers: Headers) -> Headers:
+    if not headers:
+        return _JSON
     kept = tuple((name, value) for name, value in rounds.kept(headers) if name.lower() != "content-type")
-    return (*kept, ("content-type", b"application/json"))
+    return (*kept, *_JSON)
 
 
 def _trail(tried: Sequence[Tried]) -> Headers:

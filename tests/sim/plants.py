@@ -232,7 +232,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         )
     ),
     "spending_not_counted": _plant((runner.Runner, "_pay", "self.spent += actual", "pass")),
-    "timeout_ignored": _plant((pool.Pool, "_timed", "asyncio.timeout(left)", "asyncio.timeout(None)")),
+    "timeout_ignored": _plant((pool.Pool, "_timed", "within(left, ", "within(left + 1e9, ")),
     "retry_budget_ignored": _plant(
         (retrybudget.RetryBudget, "wait", "self._balance = min(", "return 0.0\n    self._balance = min(")
     ),

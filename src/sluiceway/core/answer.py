@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jsonschema_rs
@@ -17,6 +18,7 @@ from sluiceway.core.value import value
 
 Span = tuple[int, int]
 
+_SHORT, _KEPT = 256, 1024  # characters of a reply that is remembered, and how many such replies
 _FENCED = re.compile(r"\A\s*```(?:json)?\s*\n(.*)\n\s*```\s*\Z", re.DOTALL)
 
 
@@ -44,9 +46,14 @@ class AnswerReader:
         self._limit = task.text or 0
         self.compared = task.compared  # the fields that make two answers the same
         self._valid = validator(task.schema_)
+        # Where an answer is one of a few labels, replies are the same few texts each time.
+        self._again = lru_cache(_KEPT)(self._read) if task.kind is Kind.LABEL else self._read
 
     def read(self, text: str) -> Answer | Malformed:
         """The answer in `text`: JSON, JSON in a Markdown fence, a bare label, or for free text the text itself."""
+        return self._again(text) if len(text) <= _SHORT else self._read(text)
+
+    def _read(self, text: str) -> Answer | Malformed:
         if self._kind is Kind.TEXT:
             return self._free(text)
         try:

@@ -18,7 +18,7 @@ from sluiceway.core.answer import Answer, Malformed
 from sluiceway.core.ask import Ask, Event, Finish, Left, Start, State, Wait, Woke
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request
 from sluiceway.core.coin import Purpose
-from sluiceway.core.conditions import Conditions
+from sluiceway.core.conditions import USUAL, Conditions
 from sluiceway.core.errors import Bug
 from sluiceway.core.job import Job
 from sluiceway.core.outcome import HandOver, RefusalReason, Retry, ReviewReason
@@ -51,7 +51,7 @@ class Cascade:
         self._record = Recorder(plan, job, role, resumed)
         self._now = self._deadline = 0.0
         self._until = 0.0  # of the current wait
-        self._conditions = Conditions({})
+        self._conditions = USUAL
         self._facts = plan.router.facts(job, len(self._text.tokens))
         self._rungs: tuple[Rung, ...] = ()  # of this role
         self._at = 0  # the rung, its endpoint, and the calls made there

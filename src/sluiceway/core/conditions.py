@@ -27,9 +27,9 @@ class Conditions:
 
     def unusual(self, now: float) -> dict[str, Any] | None:
         """What may turn a decision, None where nothing does: models out or too dear, a bounded day, a share used up."""
-        if not self.health and self.day_left is None and self.may_fail and not self.too_dear:
-            return None
         out = {name: known.out_until for name, known in self.health.items() if known.out_until > now}
+        if not out and self.day_left is None and self.may_fail and not self.too_dear:
+            return None
         seen: dict[str, Any] = {"out_until": out} if out else {}
         if self.day_left is not None:
             seen["day_left_picousd"] = self.day_left
@@ -37,4 +37,8 @@ class Conditions:
             seen["may_fail"] = False
         if self.too_dear:
             seen["too_dear"] = {name: known.instead for name, known in self.too_dear.items()}
-        return seen or None
+        return seen
+
+
+USUAL = Conditions({})
+"""Nothing is known that could turn a decision."""

@@ -10,7 +10,7 @@ from sluiceway.core import ledger
 from sluiceway.core.answer import Answer
 from sluiceway.core.call import Failure, Reply, Usage
 from sluiceway.core.catalog import CLEARANCE_NAMES, LEVEL_NAMES, Model
-from sluiceway.core.conditions import Conditions
+from sluiceway.core.conditions import USUAL, Conditions
 from sluiceway.core.errors import Bug
 from sluiceway.core.job import Job
 from sluiceway.core.outcome import (
@@ -53,7 +53,7 @@ class Recorder:
         self._steps: list[Step] = [] if resumed is None else list(resumed.trail.steps)
         self._replies = sum(len((attempt.reply or "").encode()) for attempt in resumed.trail.attempts) if resumed else 0
         self._now = 0.0
-        self._conditions = Conditions({})
+        self._conditions = USUAL
         self._taken_at = 0.0
         self._deadline = 0.0
         self._called: tuple[str, PromptFacts, float] | None = None

@@ -124,7 +124,8 @@ class WorthBoard:
 
     def __init__(self, rules: Worth, ladder: Sequence[str], worst: Callable[[str, int], int]) -> None:
         self._rules = rules
-        self._ladder = tuple(ladder)
+        self._reference = ladder[-1]
+        self._down = tuple(reversed(ladder[:-1]))  # the other models, from the top down
         # Asked after each job while the next model is not measured, for a mean that seldom changes.
         self._worst = lru_cache(256)(worst)
         self._windows = {model: _Window(rules.window) for model in ladder}
@@ -176,8 +177,8 @@ class WorthBoard:
         if self._rules.action is Action.KEEP:
             return
         found: dict[str, TooDear] = {}
-        instead = self._ladder[-1]
-        for model in reversed(self._ladder[:-1]):
+        instead = self._reference
+        for model in self._down:
             window = self._windows[model]
             if len(window.jobs) == window.size:
                 cost, successes = self._price(instead, window)

@@ -7,7 +7,6 @@ permits.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from sluiceway.models.local import LocalEndpoint
 from sluiceway.models.recorded import RecordedEndpoint, Recording
 from sluiceway.models.tokens import Encoding
 from sluiceway.models.transport import Transport
+from sluiceway.models.within import within
 from sluiceway.ports import Clock
 
 Observe = Callable[[str, float, Failure | None], None]
@@ -36,6 +36,7 @@ _SHUT = "breaker_open"
 _NO_CALL_SUCCEEDS = frozenset({"insufficient_quota"})
 _KEY_TROUBLE = frozenset({"invalid_api_key", "permission_denied", "model_not_found"})
 _NOWHERE: frozenset[int] = frozenset()
+_TIMED_OUT = Failure(FailureKind.TRANSIENT, TIMEOUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +155,14 @@ class Pool:
     async def _timed(self, call: Call, endpoint: Serves) -> tuple[Reply | Failure, RateLimits | None]:
         started = self._clock.now()
         left = min(call.deadline - started, call.model.timeout)
-        result: Reply | Failure = Failure(FailureKind.TRANSIENT, TIMEOUT)
+        result: Reply | Failure = _TIMED_OUT
         told: RateLimits | None = None
         if left > 0:
             try:
-                async with asyncio.timeout(left):
-                    if isinstance(endpoint, HttpEndpoint):
-                        result, told = await endpoint.call_and_limits(call)
-                    else:
-                        result = await endpoint.call(call)
+                if isinstance(endpoint, HttpEndpoint):
+                    result, told = await within(left, endpoint.call_and_limits(call))
+                else:
+                    result = await within(left, endpoint.call(call))
             except TimeoutError:
                 pass  # `result` says so already
         seconds = max(self._clock.now() - started, 0.0)

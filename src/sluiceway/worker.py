@@ -136,7 +136,7 @@ class _Worker:
         """The exit code, and whether everything has ended."""
         options = self._options
         self._catch_signals()
-        make_room(len(options.roles) * options.limits.jobs)
+        make_room(len(options.roles) * options.limits.jobs, asked=options.limits.jobs > Limits().jobs)
         policy = read_policy(options.policy)
         topics = topic_map(policy, shadow=options.shadow)
         self._traces = traces = open_traces(options.trace_sample, topics.dead_letters)

@@ -27,6 +27,18 @@ def test_a_reply_between_failures_starts_the_count_anew() -> None:
     assert board.view()["m"].out_until == 0.0
 
 
+def test_calls_that_one_endpoint_kept_until_their_time_out_do_not_take_the_model_out() -> None:
+    """They end together, and another endpoint has answered since they began."""
+    board = HealthBoard()
+    board.observe("m", 0.02, failed=False, now=101.9)
+    for _ in range(16):
+        board.observe("m", 2.0, failed=True, now=102.0)
+    assert board.view()["m"].out_until == 0.0
+    for _ in range(5):
+        board.observe("m", 2.0, failed=True, now=104.0)
+    assert board.view()["m"].out_until == 114.0, "nothing has answered since these began"
+
+
 def test_a_model_that_stays_down_stays_out() -> None:
     """Each failure after the fifth moves the end."""
     board = HealthBoard()

@@ -28,6 +28,7 @@ class _Model:
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     failures: int = 0
     out_until: float = 0.0
+    replied_at: float = 0.0
     seen: int = 0
     p95: float | None = None
 
@@ -40,16 +41,20 @@ class HealthBoard:
         self._snapshot: dict[str, Health] = {}
 
     def observe(self, model: str, seconds: float, *, failed: bool, now: float) -> None:
-        """One call ended. Five failures in a row take a model out for ten seconds; one reply brings it back."""
+        """One call ended. Five failures in a row take a model out for ten seconds; one reply brings it back.
+
+        In a row are calls that began after its last reply: those that one of its endpoints has kept until their
+        time-out end together, between two replies of another one.
+        """
         state = self._models.get(model)
         if state is None:
             state = self._models[model] = _Model()
         if failed:
-            state.failures += 1
+            state.failures += not now - seconds < state.replied_at <= now
             if state.failures >= _FAILURES_IN_A_ROW:
                 state.out_until = now + _OUT_SECONDS
         else:
-            state.failures, state.out_until = 0, 0.0
+            state.failures, state.out_until, state.replied_at = 0, 0.0, now
             state.seconds.append(seconds)
             state.seen += 1
             if state.seen % 16 == 0:

@@ -94,6 +94,17 @@ async def test_a_record_too_large_for_its_topic_comes_back_as_a_value_and_the_ne
         assert await publisher.send(fits) is None
 
 
+async def test_a_batch_is_no_larger_than_its_topic_takes(apache_world: World) -> None:
+    """A topic that takes less than our usual batch: nothing is refused, though all is there at once for one lane."""
+    world = apache_world
+    large = [name + b"x" * 5_000 for name in ids(500)]
+    async with world.publisher() as publisher:
+        acks = [publisher.send(Outgoing(world.results, b"k", value, ())) for value in large]
+        assert await asyncio.gather(*acks) == [None] * 500
+    assert not {"publish_retried", "producer_replaced"} & set(world.notes.events())
+    assert sorted(await world.read()) == sorted(large)
+
+
 async def test_a_job_whose_result_does_not_fit_is_published_as_what_the_worker_says_instead(world: World) -> None:
     await world.publish([b"large", b"small"])
 

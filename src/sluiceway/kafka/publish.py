@@ -231,7 +231,7 @@ class Publisher:
             return
         producer = self._producer
         assert producer is not None  # noqa: S101  the task runs only after start()
-        limit = self._topics[lane.topic].limit
+        limit = room = self._topics[lane.topic].limit
         batch = producer.create_batch()
         entries: list[Entry] = []
         while waiting:
@@ -242,8 +242,9 @@ class Publisher:
             if entry.size > limit:  # it was lowered while this one waited
                 self._settle(waiting.popleft(), TooLarge(lane.topic, entry.size, limit))
                 continue
-            out = entry.outgoing
-            if batch.append(key=out.key, value=out.value, timestamp=None, headers=list(out.headers)) is None:
+            out, room = entry.outgoing, room - entry.size
+            held = list(out.headers)
+            if room < 0 or batch.append(key=out.key, value=out.value, timestamp=None, headers=held) is None:
                 break
             entries.append(waiting.popleft())
             if lane.single:

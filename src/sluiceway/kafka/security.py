@@ -58,7 +58,7 @@ _NUMBERS = {  # default, lowest, highest
     "connections.max.idle.ms": (540_000, 0, 2_147_483_647),
     "retry.backoff.ms": (100, 1, 300_000),
     "queue.buffering.max.ms": (0, 0, 900_000),
-    "batch.size": (65_536, 1, 2_147_483_647),
+    "batch.size": (1_000_000, 1, 2_147_483_647),
 }
 _COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 _PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")

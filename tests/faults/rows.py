@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from tests.faults import brokers, clocks, inputs, kills, orders, outputs, soak, stops, storms
+from tests.faults import brokers, clocks, endpoints, inputs, kills, orders, outputs, soak, stops, storms
 from tests.faults.finding import Finding
 from tests.faults.stage import Stage
 
@@ -19,6 +19,10 @@ ROWS: dict[str, Row] = {
     "3": brokers.restarted,
     "4-freeze": brokers.frozen,
     "4-proxy": brokers.cut_off,
+    "5": endpoints.hung,
+    "5-endpoint": endpoints.hung_endpoint,
+    "6": endpoints.stormed,
+    "7": endpoints.broken,
     "8": inputs.poisoned,
     "9": clocks.jumped,
     "10": inputs.published_again,

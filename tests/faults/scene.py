@@ -53,11 +53,21 @@ def tickets(count: int, *, first: int = 0, key: Callable[[int], bytes] | None = 
 class Scene:
     """Made by `Stage.scene`. `parallel` is how many calls one worker may have open: what is in flight at a kill."""
 
-    def __init__(self, rig: Rig, watch: Watch, cheap: FakeProcess, frontier: FakeProcess, seed: int, parallel: int):
+    def __init__(
+        self,
+        rig: Rig,
+        watch: Watch,
+        cheap: FakeProcess,
+        frontier: FakeProcess,
+        seed: int,
+        parallel: int,
+        sick: FakeProcess | None = None,
+    ) -> None:
         self.rig = rig
         self.watch = watch
         self.cheap = cheap
         self.frontier = frontier
+        self.sick = sick
         self.seed = seed
         self.parallel = parallel
         self.published: list[Published] = []
@@ -196,7 +206,11 @@ class Scene:
                         continue  # cut by a kill
 
     def entries(self) -> list[JournalEntry]:
-        return [*self.cheap.entries(), *self.frontier.entries()]
+        return [
+            *self.cheap.entries(),
+            *self.frontier.entries(),
+            *(self.sick.entries() if self.sick is not None else ()),
+        ]
 
     def outcomes(self) -> list[Outcome]:
         return read_outcomes(record for topic in self._outcome_topics for record in self.rig.out[topic])

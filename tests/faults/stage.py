@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -18,6 +18,8 @@ from tests.support.rig import ESCALATIONS, JOBS, RESULTS, Rig, models, triage
 from tests.support.topics import Address
 
 Amount = TypeVar("Amount")
+Serving = Callable[[str, str, str], Mapping[str, Mapping[str, Any]]]
+"""Fields of models by name, from the URLs of the cheap, the frontier and the sick fake."""
 
 PARALLEL = 128  # calls that one worker may have open
 
@@ -75,10 +77,13 @@ class Stage:
         tasks: Mapping[str, Mapping[str, Any]] | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         keep: bool = False,
+        sick: str | None = None,
+        serving: Serving | None = None,
     ) -> AsyncIterator[Scene]:
-        """Topics of `partitions` each, empty. `tasks`: more of them, by name, beside `ticket-triage`.
+        """Topics of `partitions` each, empty. `tasks`: fields of them by name, of `ticket-triage` or of more beside it.
 
-        `keep`: the cheap fake's journal holds texts, and when requests ended.
+        `keep`: the cheap fake's journal holds texts, and when requests ended. `sick`: the script of a third fake model
+        server; `serving`, given the three URLs, says what is added to the models, or to which fields of them.
         """
         kafka = await self.broker(secured=secured)
         self._scenes += 1
@@ -89,20 +94,24 @@ class Stage:
         with (
             FakeProcess(folder / "cheap.jsonl", cheap, name="cheap", keep_bodies=keep, keep_ends=keep) as first,
             FakeProcess(folder / "frontier.jsonl", "labels seed=3", name="frontier") as second,
+            FakeProcess(folder / "sick.jsonl", sick, name="sick", keep_ends=True) if sick else nullcontext() as third,
         ):
             rig = Rig(Address(kafka.bootstrap, "apache"), folder, pairs=[*CONNECTION, *pairs])
             try:
                 catalog = models(first.url, second.url, cheap=limits, frontier=limits)
+                if serving is not None:
+                    for name, fields in serving(first.url, second.url, third.url if third else "").items():
+                        catalog[name] = {**catalog.get(name, {}), **fields}
                 # The deadline is no part of what is tested here: a job may wait for minutes while workers come and go.
                 wanted = {"ticket-triage": {}, **(tasks or {})}
-                policy = {name: triage(deadline="20m", **fields) for name, fields in wanted.items()}
+                policy = {name: triage(**{"deadline": "20m", **fields}) for name, fields in wanted.items()}
                 # The declaration's own number is a ceiling: said here, it is met.
                 many = {name: {"partitions": partitions} for name in (JOBS, ESCALATIONS, RESULTS)}
                 for name, changed in (overrides or {}).items():
                     many[name] = {**many.get(name, {}), **changed}
                 await rig.open(catalog, policy, partitions=partitions, overrides=many)
                 async with Watch(rig, pitch=pitch) as watch:
-                    yield Scene(rig, watch, first, second, self.seed, parallel)
+                    yield Scene(rig, watch, first, second, self.seed, parallel, sick=third)
             finally:
                 kafka.thaw()
                 if not kafka.running:

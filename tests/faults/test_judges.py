@@ -11,13 +11,14 @@ from typing import Any, cast
 import pytest
 
 from tests.faults.clocks import negative_durations
+from tests.faults.endpoints import asked_wait, beyond_deadline, over_share, overtime, too_soon
 from tests.faults.finding import Finding, table
 from tests.faults.orders import overlapping
 from tests.faults.planted import POINTS
 from tests.faults.scene import Scene
 from tests.faults.watch import Look, Watch
 from tests.support.evidence import Place, Published, read_outcomes
-from tests.support.fake_journal import ends_of
+from tests.support.fake_journal import JournalEntry, ends_of
 from tests.support.laws import check, lost_jobs
 from tests.support.rig import ESCALATIONS, RESULTS, Outgoing
 from tests.support.topics import Seen
@@ -80,6 +81,50 @@ def test_calls_of_one_key_that_overlap_are_found(tmp_path: Path, second: float, 
     assert (len(found), unknown) == (overlaps, 0)
     found, unknown = overlapping(cast(Scene, SimpleNamespace(cheap=cheap)), {"a": b"k"})
     assert unknown == 2
+
+
+def refused(seq: int, ts: float, **headers: str) -> JournalEntry:
+    notes = {name.replace("_", "-"): value for name, value in headers.items()}
+    return JournalEntry(ts, "fake", seq, "POST", "/", "m", "", "", 0, "status", 429, notes=notes)
+
+
+@pytest.mark.parametrize(
+    ("headers", "waited"),
+    [
+        ({"retry_after": "5"}, 5.0),
+        ({"retry_after": "-1"}, 0.0),
+        ({"retry_after": "abc"}, 0.0),
+        ({"retry_after": "Thu, 01 Jan 1970 00:01:47 GMT"}, 7.0),
+        ({"retry_after": "1000000000"}, 20.0),
+        ({"retry_after_ms": "1500"}, 1.5),
+        ({}, 0.0),
+    ],
+)
+def test_a_call_that_comes_while_an_endpoint_asked_to_wait_is_found(headers: dict[str, str], waited: float) -> None:
+    """Refused at 100: until it may be called again; what was under way when that was told is no breach."""
+    assert asked_wait({name.replace("_", "-"): value for name, value in headers.items()}, 100.0, 20.0) == waited
+    for at, early in ((100.4, False), (99.0 + waited, waited > 1.5), (100.0 + waited, False)):
+        calls = [refused(1, 99.7, **headers), refused(2, at)]
+        assert bool(too_soon(calls, {1: 100.0}, 20.0)) is early, at
+
+
+def test_a_call_or_an_attempt_that_outlasts_its_time_is_found() -> None:
+    calls = [refused(1, 10.0), refused(2, 10.0), refused(3, 10.0)]
+    assert [line.split()[0] for line in overtime(calls, {1: 12.4, 2: 12.6}, 2.0)] == ["#2", "#3"]
+    steps = [{"step": "attempt", "model": "m", "at": 104.0, "seconds": seconds} for seconds in (4.4, 4.6)]
+    trees = [{"job_id": "j", "trail": {"taken_at": 100.0, "steps": steps}}]
+    assert beyond_deadline(trees, "m", 8.0) == ["j by 0.60 s"]
+    assert beyond_deadline(trees, "another", 8.0) == []
+
+
+def test_more_failed_escalations_than_their_share_of_a_minute_are_found() -> None:
+    """A tenth of those taken in the minute before; one is always allowed."""
+    taken = [float(n) for n in range(30)]
+    assert over_share([29.0] * 3, taken, 0.1) == []
+    assert len(over_share([29.0] * 4, taken, 0.1)) == 1
+    assert len(over_share([29.0] * 3, taken[:20], 0.1)) == 1
+    assert over_share([0.0], [], 0.1) == []
+    assert over_share([29.0, 29.0, 29.0, 200.0], taken, 0.1) == []
 
 
 @pytest.mark.parametrize("point", POINTS)

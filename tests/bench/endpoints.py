@@ -52,6 +52,10 @@ class Line:
     def __exit__(self, *_: object) -> None:
         self._child.communicate(timeout=30)
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def read(self) -> str:
         assert self._child.stdout is not None
         line = self._child.stdout.readline()

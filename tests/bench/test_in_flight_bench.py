@@ -13,7 +13,8 @@ from tests.bench.test_stream_benches import run
 def test_the_in_flight_bench_counts_results_and_weighs_the_worker() -> None:
     """From topic to topic, and beside it bare aiohttp on the same server."""
     found = run("in_flight", "--seconds", "3", "--in-flight", "50")
-    assert 0 < found["jobs_per_s"] <= 1.1 * found["little_per_s"] == 55
+    assert found["little_per_s"] == 50
+    assert 0 < found["jobs_per_s"] < 60
     assert min(found["aiohttp_per_s"]) > 0
     assert found["connections"] > 25
     assert found["peak_rss"] >= found["rss"] > 10_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -132,3 +133,20 @@ def test_depth_is_no_trap(depth: int, kind: str, inside: bool) -> None:
 def test_a_pointer_finds_something_or_nothing(path: str, tree: object) -> None:
     """Never an exception, whatever the policy's author wrote."""
     jobs.pointer(tree, path)
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            name: st.one_of(st.text(max_size=3), st.integers(0, 300).map("x".__mul__), SCALARS)
+            for name in ("id", "task", "input")
+        }
+    )
+)
+def test_a_job_of_the_least_fields_is_read_as_any_other(tree: dict[str, Any]) -> None:
+    """Most jobs name an id, a task and a text and are read without the model of a record: to the same end."""
+    whole = orjson.dumps(tree, option=orjson.OPT_NON_STR_KEYS) if jobs.trees.unfit(tree) is None else b"{"
+    least, any_other = decoded(whole), decoded(whole[:-1] + b',"schema":null}')
+    assert (least is None) == (any_other is None)
+    if least is not None and any_other is not None:
+        assert least == replace(any_other, raw=least.raw)

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
-from prometheus_client import Histogram
 from typer.testing import CliRunner
 
 from sluiceway import __version__
@@ -244,7 +243,7 @@ def _declared() -> dict[str, set[str]]:
             continue
         for sample in metric.describe():
             name = sample.name
-            suffixes = ("_bucket", "_sum", "_count") if isinstance(metric, Histogram) else ("",)
+            suffixes = ("_bucket", "_sum", "_count") if sample.type == "histogram" else ("",)
             if sample.type == "counter":
                 suffixes = ("_total",)
             for suffix in suffixes:

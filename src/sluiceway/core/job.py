@@ -20,6 +20,7 @@ from sluiceway.core.errors import InputError
 from sluiceway.core.value import value
 
 SCHEMA = "sluiceway.job/1"
+ID_CHARS, TASK_CHARS = 256, 128
 
 LevelWord = Literal["low", "normal", "high", "critical"]
 ClearanceWord = Literal["public", "internal", "confidential", "restricted"]
@@ -39,8 +40,8 @@ class JobRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    task: Annotated[str, Field(min_length=1, max_length=128)]
+    id: Annotated[str, Field(min_length=1, max_length=ID_CHARS)] | None = None
+    task: Annotated[str, Field(min_length=1, max_length=TASK_CHARS)]
     input: Annotated[str, Field(min_length=1)] | Annotated[dict[str, Any], Field(min_length=1)]
     schema_: Annotated[Literal["sluiceway.job/1"] | None, Field(alias="schema")] = None
     tenant: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -148,6 +149,9 @@ def admit(tree: Mapping[str, Any], *, origin: str, default_id: str, published_at
 
 
 def _job(tree: Mapping[str, Any], origin: str, default_id: str, published_at: float, least: int = 0) -> Job:
+    if _is_least(tree):
+        text = tree["input"]
+        return Job(tree["id"], tree["task"], least, text, text, origin, tree, published_at=published_at)
     try:
         record = _RECORD.validate_python(tree)
     except ValidationError as error:
@@ -167,6 +171,19 @@ def _job(tree: Mapping[str, Any], origin: str, default_id: str, published_at: fl
         context=tuple(record.context),
         expires_at=_time(record.expires_at),
         published_at=published_at,
+    )
+
+
+def _is_least(tree: Mapping[str, Any]) -> bool:
+    """Whether it holds an id, a task and a text as `JobRecord` wants them and no more, as most jobs do."""
+    if len(tree) != 3:
+        return False
+    name, task, text = tree.get("id"), tree.get("task"), tree.get("input")
+    return (
+        type(name) is type(task) is type(text) is str
+        and 0 < len(name) <= ID_CHARS
+        and 0 < len(task) <= TASK_CHARS
+        and len(text) > 0
     )
 
 

@@ -132,32 +132,27 @@ class Recorder:
     ) -> None:
         text, sha256 = bounded_reply(reply.text, self._replies)
         self._replies += 0 if text is None else len(text.encode())
-        attempt = self._attempt(
-            reply,
-            verdict,
-            reason,
-            model_served=reply.model_served,
-            response_id=reply.response_id,
-            answer=None if answer is None else answer.value,
-            score=score,
-            reply=text,
-            reply_sha256=sha256,
-            finish=reply.finish.value,
-            distribution=_top(reply.distribution),
-            packed=reply.packed if reply.packed > 1 else None,
-        )
+        attempt = self._attempt(reply, verdict, reason, answer, score, text, sha256)
         if reply.distribution is not None:
             self._distributions[attempt.model] = reply.distribution
 
     def failed(self, failure: Failure, verdict: VerdictKind) -> None:
-        what = f"{failure.kind.value}: {failure.detail}"
-        reason = EscalationReason.FAILED.value
-        self._attempt(failure, verdict, reason, failure=what, retry_after=failure.retry_after)
+        self._attempt(failure, verdict, EscalationReason.FAILED.value)
 
-    def _attempt(self, event: Reply | Failure, verdict: VerdictKind, reason: str | None, **facts: Any) -> Attempt:
+    def _attempt(
+        self,
+        event: Reply | Failure,
+        verdict: VerdictKind,
+        reason: str | None,
+        answer: Answer | None = None,
+        score: Score | None = None,
+        text: str | None = None,
+        sha256: str | None = None,
+    ) -> Attempt:
         if self._called is None:
             raise Bug("a reply came to a call that was not recorded")
         model, prompt, at = self._called
+        reply, failure = (event, None) if isinstance(event, Reply) else (None, event)
         attempt = Attempt(
             model=model,
             tier=self._plan.models[model].tier,
@@ -167,12 +162,22 @@ class Recorder:
             reason=reason,
             policy=self._plan.digest,
             endpoint=event.endpoint,
+            model_served="" if reply is None else reply.model_served,
+            response_id="" if reply is None else reply.response_id,
+            answer=None if answer is None else answer.value,
+            score=score,
+            reply=text,
+            reply_sha256=sha256,
+            finish=None if reply is None else reply.finish.value,
+            failure=None if failure is None else f"{failure.kind.value}: {failure.detail}",
+            retry_after=None if failure is None else failure.retry_after,
+            distribution=None if reply is None else _top(reply.distribution),
             usage=event.usage,
             cost_picousd=ledger.cost(event.usage, self._plan.prices[model]),
             prompt=prompt,
             conditions=self._conditions.unusual(self._now),
             context_use=_context_use(event.usage, self._plan.models[model]),
-            **facts,
+            packed=None if reply is None or reply.packed == 1 else reply.packed,
         )
         self.spent += attempt.cost_picousd
         self._steps.append(attempt)

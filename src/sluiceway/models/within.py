@@ -11,7 +11,8 @@ _Came = TypeVar("_Came")
 
 async def within(seconds: float, work: Coroutine[Any, Any, _Came]) -> _Came:
     """What `work` comes to. Raises TimeoutError where it takes longer; a cancellation from outside stays one."""
-    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task(loop)
     assert task is not None  # noqa: S101  a coroutine runs in one
     before = task.cancelling()
     late = False
@@ -21,7 +22,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, _Came]) -> _Came:
         late = True
         task.cancel()
 
-    timer = asyncio.get_running_loop().call_later(seconds, cut)
+    timer = loop.call_later(seconds, cut)
     try:
         return await work
     except asyncio.CancelledError:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache, partial
+from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from sluiceway import __version__
 from sluiceway.core import ledger, worth
@@ -14,7 +14,7 @@ from sluiceway.core.outcome import Ending, Escalation, Result, Retry, Review, St
 from sluiceway.core.trail import Attempt, Routed, Step
 from sluiceway.core.watchdog import Facts, Findings
 from sluiceway.core.worth import WorthBoard
-from sluiceway.telemetry.tally import Tallies
+from sluiceway.telemetry.tally import Distribution, Tallies
 
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1)
 _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -66,22 +66,22 @@ class Metrics:
         self.worth_pauses = counter(
             "sluiceway_worth_pauses", "Waits before a model that was too dear for a success.", ("task", "model")
         )
-        self.context_use = Histogram(
+        self.context_use = Distribution(
             "sluiceway_context_use_ratio",
             "Share of the model's context window that a call took, its answer included.",
             ("task", "model"),
-            buckets=_SHARES,
+            bounds=_SHARES,
             registry=self.registry,
         )
         self.kept_answers = counter(
             "sluiceway_kept_answers", "Attempts that a kept answer served: no call was made.", ("task", "model")
         )
         self.tokens = counter("sluiceway_tokens", "Metered tokens.", ("model", "type"))
-        self.duration = Histogram(
+        self.duration = Distribution(
             "sluiceway_job_duration_seconds",
             "From a job's first take to its outcome, time waiting in topics included.",
             ("task", "outcome"),
-            buckets=_SECONDS,
+            bounds=_SECONDS,
             registry=self.registry,
         )
         self.lost_calls = counter(
@@ -129,8 +129,6 @@ class Metrics:
         self._cost, self._reference_cost, self._answered_cost = [
             tallies.of(counter, ledger.usd) for counter in (self.cost, self.reference_cost, self.answered_cost)
         ]
-        # Finding a series by its labels costs more than observing it.
-        self._duration, self._context_use = cache(self.duration.labels), cache(self.context_use.labels)
 
     def policy(self, digest: str) -> None:
         """The policy in use; an older one's series ends."""
@@ -155,7 +153,7 @@ class Metrics:
                 self._reference_cost[(task,)] += record.reference_cost_picousd
                 self._answered_cost[(task,)] += record.cost_picousd
         self._jobs[task, outcome] += 1
-        self._duration(task, outcome).observe(max(0.0, record.finished_at - record.trail.taken_at))
+        self.duration.observe((task, outcome), max(0.0, record.finished_at - record.trail.taken_at))
 
     def watched(self, facts: Facts, findings: Findings, lag: float) -> None:
         """What the watchdog saw at one beat of the loop, which came `lag` seconds late."""
@@ -191,21 +189,21 @@ class Metrics:
                 self.worth_pauses.labels(task, step.model).inc()
 
     def _attempt(self, task: str, attempt: Attempt) -> None:
-        self._attempted[task, attempt.model, attempt.tier, attempt.verdict.value] += 1
+        self._attempted[task, attempt.model, attempt.tier, attempt.verdict] += 1
         self._cost[task, attempt.model] += attempt.cost_picousd
         if attempt.endpoint == CACHED:
             self.kept_answers.labels(task, attempt.model).inc()
         if attempt.context_use is not None:
-            self._context_use(task, attempt.model).observe(attempt.context_use)
-        usage = attempt.usage
-        for kind, count in (
-            ("input", usage.input_uncached),
-            ("cache_read", usage.input_cache_read),
-            ("cache_write", usage.input_cache_write_5m + usage.input_cache_write_1h),
-            ("output", usage.output),
-        ):
-            if count:
-                self._tokens[attempt.model, kind] += count
+            self.context_use.observe((task, attempt.model), attempt.context_use)
+        usage, tokens, model = attempt.usage, self._tokens, attempt.model
+        if usage.input_uncached:
+            tokens[model, "input"] += usage.input_uncached
+        if usage.input_cache_read:
+            tokens[model, "cache_read"] += usage.input_cache_read
+        if written := usage.input_cache_write_5m + usage.input_cache_write_1h:
+            tokens[model, "cache_write"] += written
+        if output := usage.output:
+            tokens[model, "output"] += output
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

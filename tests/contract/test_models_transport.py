@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
@@ -71,6 +71,48 @@ def test_any_bytes_on_the_socket_give_a_reply_or_a_failure(raw: bytes, after_hea
             return await ask(url, seconds=5)
 
     assert isinstance(asyncio.run(run()), Reply | Failure)
+
+
+async def test_a_word_before_the_response_is_not_the_response() -> None:
+    """103 Early Hints, which some proxies send."""
+    async with raw_server(b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + _response(b"{}")) as url:
+        transport = Transport()
+        found = await transport.post(target(url, {}), b"{}")
+        await transport.aclose()
+    assert isinstance(found, HttpReply)
+    assert (found.status, found.body) == (200, b"{}")
+
+
+async def test_a_connection_is_used_again_only_after_a_whole_response_that_lets_it() -> None:
+    """Each request stands whole and by itself on its connection: head, length of the body, body."""
+    served: list[tuple[int, bytes]] = []
+    closing = _response(b"{}", "connection: close")
+    too_long = b"HTTP/1.1 200 OK\r\ncontent-length: 9999999999\r\n\r\n{"
+    answers = [_response(b"{}"), closing, _response(b"{}"), too_long, _response(b"{}")]
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        mine = len(writers)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                served.append((mine, await reader.readexactly(length)))
+                writer.write(answers[len(served) - 1])
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    transport = Transport()
+    to = target(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", {"x-key": "k"})
+    found = [await transport.post(to, b"x" * number) for number in range(5)]
+    await transport.aclose()
+    server.close()
+    for writer in writers:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+    await server.wait_closed()
+    assert [isinstance(each, HttpReply) for each in found] == [True, True, True, False, True]
+    assert served == [(1, b""), (1, b"x"), (2, b"xx"), (2, b"xxx"), (3, b"xxxx")]
 
 
 async def test_a_gzipped_body_is_read_where_a_server_sends_one_unasked() -> None:

@@ -2,8 +2,8 @@
 
 It sends a POST and reads a bounded body, nothing more: no redirects, no environment proxies, no cookies, TLS verified.
 It has no time-outs of its own; the caller's deadline ends a call. The one place where the exceptions of httpx, aiohttp
-and the operating system become Failures. Our own calls go to aiohttp directly: httpx's layers cost more than all the
-rest of a call (`python -m tests.bench.endpoints`).
+and the operating system become Failures. Our own calls go to aiohttp's connections directly (models/wire.py): httpx's
+layers cost more than all the rest of a call (`python -m tests.bench.endpoints`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
-import certifi
 import httpx
 import yarl
+from aiohttp.http import HttpProcessingError, RawResponseMessage
 from multidict import CIMultiDict
 
 from sluiceway.core.call import Failure, FailureKind
 from sluiceway.core.errors import InputError
+from sluiceway.models.wire import Way, Wire
 
 MAX_BODY = 4_000_000  # bytes of one response, after decompression
-_KEEPALIVE = 30.0  # seconds; below the idle time-out of the usual servers and load balancers (60 s and more)
-_DNS_CACHE = 60  # seconds
 
 
 class Inflater(Protocol):
@@ -84,26 +83,13 @@ def target(url: str, headers: Mapping[str, str]) -> Target:
     return Target(parsed, httpx.Headers(sent), yarl.URL(str(parsed), encoded=True), CIMultiDict(sent))
 
 
-def _open_session() -> aiohttp.ClientSession:
-    context = ssl.create_default_context(cafile=certifi.where())
-    context.load_default_certs()  # and what the machine's owner trusts, a company's own CA for instance
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=0, limit_per_host=0, keepalive_timeout=_KEEPALIVE, ttl_dns_cache=_DNS_CACHE, ssl=context
-        ),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(),
-        trust_env=False,
-        auto_decompress=False,
-    )
-
-
 class Transport:
     """Sends requests. `inner` may be any httpx transport; its responses are read by the same code."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport | None = None, *, max_body: int = MAX_BODY) -> None:
         self._inner = inner
-        self._session: aiohttp.ClientSession | None = None  # opened by the first call: it belongs to that call's loop
+        self._wire: Wire | None = None  # opened by the first call: it belongs to that call's loop
+        self._ways: dict[int, tuple[Target, Way]] = {}
         self._max_body = max_body
 
     async def post(self, to: Target, body: bytes) -> HttpReply | Failure:
@@ -116,21 +102,23 @@ class Transport:
             return _failure(error)
 
     async def _directly(self, to: Target, body: bytes) -> HttpReply | Failure:
-        session = self._session
-        if session is None:
-            session = self._session = _open_session()
-        response = await session.post(to.direct_url, data=body, headers=to.direct_headers, allow_redirects=False)
-        try:
-            headers = response.headers
-            inflate = self._inflater(headers)
-            if isinstance(inflate, Failure):
-                return inflate
-            if inflate is None and "content-length" in headers:  # so that it is no longer than was checked
-                return HttpReply(response.status, headers, await response.read())
-            read = await self._read(response.content.iter_any(), inflate)
-            return read if isinstance(read, Failure) else HttpReply(response.status, headers, read)
-        finally:
-            response.close()  # nothing for a response that was read whole: its connection is kept
+        wire = self._wire
+        if wire is None:
+            wire = self._wire = Wire()
+        known = self._ways.get(id(to))
+        if known is None:  # the target is kept with it, so that no other has its id
+            known = self._ways[id(to)] = to, wire.way(to.direct_url, to.direct_headers)
+        return await wire.post(known[1], body, self._response)
+
+    async def _response(self, message: RawResponseMessage, content: aiohttp.StreamReader) -> HttpReply | Failure:
+        headers = message.headers
+        inflate = self._inflater(headers)
+        if isinstance(inflate, Failure):
+            return inflate
+        if inflate is None and "content-length" in headers:  # so that it is no longer than was checked
+            return HttpReply(message.code, headers, await content.read())
+        read = await self._read(content.iter_any(), inflate)
+        return read if isinstance(read, Failure) else HttpReply(message.code, headers, read)
 
     async def _through(self, inner: httpx.AsyncBaseTransport, to: Target, body: bytes) -> HttpReply | Failure:
         request = httpx.Request("POST", to.url, headers=to.headers, content=body)
@@ -174,11 +162,13 @@ class Transport:
     async def aclose(self) -> None:
         if self._inner is not None:
             await self._inner.aclose()
-        if self._session is not None:
-            await self._session.close()
+        if self._wire is not None:
+            await self._wire.aclose()
 
 
-_LIBRARY_ERRORS = (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, zlib.error, EOFError)
+_LIBRARY_ERRORS = (
+    httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, HttpProcessingError, OSError, zlib.error, EOFError
+)  # fmt: skip
 
 
 def _failure(error: Exception) -> Failure:
@@ -198,7 +188,7 @@ def _failure(error: Exception) -> Failure:
             return Failure(FailureKind.TRANSIENT, "connect")
         case aiohttp.ClientPayloadError() | EOFError():
             return Failure(FailureKind.TRANSIENT, "body_cut")
-        case aiohttp.ClientResponseError() | httpx.RemoteProtocolError():
+        case HttpProcessingError() | aiohttp.ClientResponseError() | httpx.RemoteProtocolError():
             return Failure(FailureKind.TRANSIENT, "not_http")
         case zlib.error():
             return Failure(FailureKind.TRANSIENT, "bad_encoding")

@@ -146,15 +146,13 @@ class Runner:
 
     def _conditions(self, plan: Plan, now: float, language: str, *, beside: bool = False) -> Conditions:
         """`beside`: what goes on changing in the loop is copied for whoever reads it beside the loop."""
-        day = self._days.get(plan.task.name)
-        health, too_dear = self._health.view(), self._worth[plan.task.name].too_dear
-        return Conditions(
-            health=dict(health) if beside else health,
-            day_left=None if day is None else day.left(now),
-            may_fail=self._shares[plan.task.name].allows(now),
-            language=language,
-            too_dear=dict(too_dear) if beside else too_dear,
-        )
+        name = plan.task.name
+        day = self._days.get(name)
+        left = None if day is None else day.left(now)
+        health, too_dear = self._health.view(), self._worth[name].too_dear
+        if beside:
+            health, too_dear = dict(health), dict(too_dear)
+        return Conditions(health, left, self._shares[name].allows(now), language, too_dear)
 
     async def _wait(self, ask: Wait, now: float, role: Role) -> Woke | Left:
         """Sleeps, unless the job is to leave."""

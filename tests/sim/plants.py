@@ -216,7 +216,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
             "plan.task.deadline",
         )
     ),
-    "wrong_round": _plant((record.Recorder, "_common", '"round": job.round', '"round": 0')),
+    "wrong_round": _plant((record.Recorder, "_head", "job.id, job.round, job.task", "job.id, 0, job.task")),
     "wrong_reason_of_an_escalation": _plant(
         (cascade.Cascade, "_judged", "verdict.reason or EscalationReason.MALFORMED", "EscalationReason.MALFORMED")
     ),

@@ -57,6 +57,7 @@ class Recorder:
         self._taken_at = 0.0
         self._deadline = 0.0
         self._called: tuple[str, PromptFacts, float] | None = None
+        self._context_use: float | None = None  # of the last attempt
         self._distributions = dict(resumed.distributions) if isinstance(resumed, Retry) else {}
         self.spent = 0 if resumed is None else resumed.trail.cost_picousd  # pico-dollars
 
@@ -84,12 +85,12 @@ class Recorder:
             known["language"] = facts.language
         known |= self._conditions.unusual(self._now) or {}
         health = self._conditions.health
-        p95 = {rung.model: health[rung.model].p95 for rung in self._plan.task.ladder if rung.model in health}
+        p95 = {name: health[name].p95 for name in self._plan.limits if name in health}
         if p95:
             known["p95"] = p95
-        models = tuple([rung.model for rung in route.rungs]) if isinstance(route, Route) else ()
-        rule = route.rule if isinstance(route, Route) else None
-        reason = route.detail if isinstance(route, NoRoute) else None
+        models, rule, reason = (
+            (route.models, route.rule, None) if isinstance(route, Route) else ((), None, route.detail)
+        )
         self._steps.append(
             Routed(self._now, self._role.value, self._plan.digest, models, route.left_out, rule, known, reason)
         )
@@ -153,33 +154,35 @@ class Recorder:
             raise Bug("a reply came to a call that was not recorded")
         model, prompt, at = self._called
         reply, failure = (event, None) if isinstance(event, Reply) else (None, event)
+        # By position, in the order of the fields: so many keywords would cost each job more than a microsecond.
         attempt = Attempt(
-            model=model,
-            tier=self._plan.models[model].tier,
-            at=at,
-            seconds=max(0.0, self._now - at),
-            verdict=verdict,
-            reason=reason,
-            policy=self._plan.digest,
-            endpoint=event.endpoint,
-            model_served="" if reply is None else reply.model_served,
-            response_id="" if reply is None else reply.response_id,
-            answer=None if answer is None else answer.value,
-            score=score,
-            reply=text,
-            reply_sha256=sha256,
-            finish=None if reply is None else reply.finish.value,
-            failure=None if failure is None else f"{failure.kind.value}: {failure.detail}",
-            retry_after=None if failure is None else failure.retry_after,
-            distribution=None if reply is None else _top(reply.distribution),
-            usage=event.usage,
-            cost_picousd=ledger.cost(event.usage, self._plan.prices[model]),
-            prompt=prompt,
-            conditions=self._conditions.unusual(self._now),
-            context_use=_context_use(event.usage, self._plan.models[model]),
-            packed=None if reply is None or reply.packed == 1 else reply.packed,
+            model,
+            self._plan.models[model].tier,
+            at,
+            max(0.0, self._now - at),
+            verdict,
+            reason,
+            self._plan.digest,
+            event.endpoint,
+            "" if reply is None else reply.model_served,
+            "" if reply is None else reply.response_id,
+            None if answer is None else answer.value,
+            score,
+            text,
+            sha256,
+            None if reply is None else reply.finish.value,
+            None if failure is None else f"{failure.kind.value}: {failure.detail}",
+            None if failure is None else failure.retry_after,
+            None if reply is None else _top(reply.distribution),
+            event.usage,
+            ledger.cost(event.usage, self._plan.prices[model]),
+            prompt,
+            self._conditions.unusual(self._now),
+            _context_use(event.usage, self._plan.models[model]),
+            None if reply is None or reply.packed == 1 else reply.packed,
         )
         self.spent += attempt.cost_picousd
+        self._context_use = attempt.context_use
         self._steps.append(attempt)
         return attempt
 
@@ -203,9 +206,17 @@ class Recorder:
         self, model: str, answer: Answer, score: Score | None, reference_cost: int, propensity: float | None
     ) -> Result:
         job = self._job
+        policy, now, trail, spent, usd = self._account()
         return Result(
-            **self._common(),
-            status=Status.ANSWERED,
+            *self._head(),
+            Status.ANSWERED,
+            policy,
+            now,
+            trail,
+            spent,
+            usd,
+            escalated=self._escalated,
+            tenant=job.tenant,
             answer=answer.value,
             model=model,
             tier=self._plan.models[model].tier,
@@ -213,12 +224,25 @@ class Recorder:
             bar=None if self._plan.task.bar is None else BAR_NOT_PROVED,
             reference_cost_picousd=reference_cost,
             saving_picousd=reference_cost - self.spent,
-            context_use=next((step.context_use for step in reversed(self._steps) if isinstance(step, Attempt)), None),
+            context_use=self._context_use,
             sampled=None if propensity is None else Sampled(propensity, self._published(job)),
         )
 
     def refused(self, reason: RefusalReason, detail: str) -> Result:
-        return Result(**self._common(), status=Status.REFUSED, reason=reason, detail=detail)
+        policy, now, trail, spent, usd = self._account()
+        return Result(
+            *self._head(),
+            Status.REFUSED,
+            policy,
+            now,
+            trail,
+            spent,
+            usd,
+            reason,
+            detail,
+            escalated=self._escalated,
+            tenant=self._job.tenant,
+        )
 
     def review(self, reason: ReviewReason, detail: str) -> Review:
         candidates = tuple(
@@ -226,8 +250,20 @@ class Recorder:
             for step in self._steps
             if isinstance(step, Attempt) and step.answer is not None
         )
+        policy, now, trail, spent, usd = self._account()
         return Review(
-            **self._common(), reason=reason, detail=detail, job=self._published(self._job), candidates=candidates
+            *self._head(),
+            reason,
+            policy,
+            now,
+            trail,
+            spent,
+            usd,
+            self._published(self._job),
+            candidates,
+            detail,
+            self._escalated,
+            self._job.tenant,
         )
 
     def escalation(self, reason: EscalationReason, detail: str | None) -> Escalation:
@@ -273,21 +309,14 @@ class Recorder:
                 return reason
         return None
 
-    def _common(self) -> dict[str, Any]:
+    def _head(self) -> tuple[str, str, int, str]:
+        """What each outcome begins with: its id, and the job's id, round and task."""
         job = self._job
-        return {
-            "outcome_id": outcome_id(job.id, job.round),
-            "job_id": job.id,
-            "round": job.round,
-            "task": job.task,
-            "tenant": job.tenant,
-            "policy": self._plan.digest,
-            "finished_at": self._now,
-            "trail": self.trail(),
-            "cost_picousd": self.spent,
-            "cost_usd": ledger.usd(self.spent),
-            "escalated": self._escalated,
-        }
+        return outcome_id(job.id, job.round), job.id, job.round, job.task
+
+    def _account(self) -> tuple[str, float, Trail, int, float]:
+        """What follows in each: the policy, when it ended, its trail, and what it cost."""
+        return self._plan.digest, self._now, self.trail(), self.spent, ledger.usd(self.spent)
 
     @staticmethod
     def _published(job: Job) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from sluiceway.core.catalog import Api, Clearance, Level, Model
 from sluiceway.core.health import Health
@@ -29,6 +29,11 @@ class Route:
     rungs: tuple[Rung, ...]
     left_out: Mapping[str, str]
     rule: str | None = None
+
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        """Their names. Kept, as most jobs of a task share one route."""
+        return tuple([rung.model for rung in self.rungs])
 
 
 @dataclass(frozen=True, slots=True)

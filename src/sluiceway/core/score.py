@@ -15,6 +15,7 @@ from sluiceway.core.call import Reply, TokenLogprob
 from sluiceway.core.task import Gate, ScoreKind
 from sluiceway.core.trail import Score
 
+_WHOLE = frozenset((ScoreKind.MEAN_LOGPROB, ScoreKind.ANSWER_LOGPROB))
 _SHORT = 256  # characters; texts up to it are remembered
 
 
@@ -30,8 +31,8 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
         return _score(gate, None, {})
     total = sum([logprob for _, logprob, _ in tokens])
     features = {"mean_logprob": _p(total / len(tokens)), "answer_logprob": _p(total)}
-    if gate.score in (ScoreKind.MEAN_LOGPROB, ScoreKind.ANSWER_LOGPROB):
-        return _score(gate, features[gate.score.value], features)
+    if gate.score in _WHOLE:
+        return _score(gate, features[gate.score], features)
     text = reply.text
     if b"".join([token for token, _, _ in tokens]) != text.encode("utf-8", "surrogatepass"):
         return _score(gate, None, features)
@@ -47,7 +48,7 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
         margins.extend([margin for _, margin in measured])
     features["label_logprob"] = min(fields.values())
     features["margin"] = min(margins)
-    return _score(gate, features[gate.score.value], features, fields if per_field else None)
+    return _score(gate, features[gate.score], features, fields if per_field else None)
 
 
 @lru_cache(maxsize=1024)

@@ -145,11 +145,14 @@ class WorthBoard:
         held = accepted if not isinstance(record, Result) else None
         found: dict[str, _Tried] = {}
         for step in steps:
-            if not isinstance(step, Attempt) or step.model not in models or step.model == held:
+            if not isinstance(step, Attempt):
                 continue
-            tried = found.get(step.model)
+            model = step.model
+            if model not in models or model == held:
+                continue
+            tried = found.get(model)
             if tried is None:
-                tried = found[step.model] = _Tried(record.job_id, record.round, 0, 0, step.model == accepted)
+                tried = found[model] = _Tried(record.job_id, record.round, 0, 0, model == accepted)
             tried.cost += step.cost_picousd
             if step.prompt is not None and step.prompt.tokens > tried.tokens:
                 tried.tokens = step.prompt.tokens

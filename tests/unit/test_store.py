@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 import sqlite3
 from contextlib import closing
@@ -229,6 +230,33 @@ async def test_a_store_of_the_format_before_is_read(tmp_path: Path) -> None:
     assert not [name for name in contents(tmp_path) if name.endswith(".aside")]
 
 
+async def test_a_store_of_format_4_is_read(tmp_path: Path) -> None:
+    """Replies, lost calls and jobs in flight are there, under the new keys too, and go as new ones do.
+
+    The file was written by the code of commit 385bb51: j1 with its reply, j2 without one; of a group g the record at
+    offset 1 in flight alone, the one at offset 2 published.
+    """
+    (tmp_path / "store.db").write_bytes((FIXTURES / "store-format-4.db").read_bytes())
+    store = a_store(tmp_path)
+    assert held(store, a_job(), a_call()) == REPLY
+    assert held(store, a_job("j2"), a_call()) is None
+    assert [(call.job_id, call.started) for call in store.lost] == [("j2", 1000.0)]
+    flight = StoreFlight(store, "g")
+    assert flight.condemned(a_record(1))
+    assert [flight.was_published(a_record(offset)) for offset in (1, 2)] == [False, True]
+    flight.take(a_record(3), alone=False)
+    await pays(store, a_job("j3"), a_call(), REPLY)
+    store.close()
+    again = a_store(tmp_path)
+    assert held(again, a_job(), a_call()) == held(again, a_job("j3"), a_call()) == REPLY
+    flight = StoreFlight(again, "g")
+    flight.publish(a_record(2))
+    flight.cover(Commit(Partition("jobs", 0), 1, 4, "", 0))
+    assert not flight.was_published(a_record(2))
+    again.close()
+    assert not [name for name in contents(tmp_path) if name.endswith(".aside")]
+
+
 async def test_a_store_of_a_later_format_is_set_aside(tmp_path: Path) -> None:
     """After a step back the worker starts, and the later file is whole beside the new one."""
     store = a_store(tmp_path)
@@ -317,7 +345,7 @@ async def test_a_write_that_failed_untold_is_told_at_the_end(tmp_path: Path) -> 
     await pays(store, a_job("j0"), a_call(), None)
     with closing(sqlite3.connect(tmp_path / "store.db")) as other:
         other.execute("DROP TABLE replies")
-    store.keep("00", b"{}")
+    store.keep("00", REPLY)
     store.soon()
     await asyncio.sleep(0)  # the turn in which it is written
     with pytest.raises(Bug, match="no such table"):
@@ -379,9 +407,9 @@ async def test_what_is_live_is_told_again_and_the_log_stays_short(
     monkeypatch.setattr("sluiceway.archive.store._TOLD_AGAIN", bound)
     copied = tmp_path.with_name(f"{tmp_path.name}-copy")
     store = a_store(tmp_path)
-    lasting = [store.take("g", "jobs 0 1 1", 1), store.call("j1", "t", "cheap")]
+    lasting = [store.take("g", ("jobs", 0, 1, 0.001), 1), store.call("j1", "t", "cheap")]
     for offset in range(2, 50):
-        number = store.take("g", f"jobs 0 {offset} 1", 0)
+        number = store.take("g", ("jobs", 0, offset, 0.001), 0)
         call = store.call(f"j{offset}", "t", "cheap")
         store.flush()
         store.publish(number)
@@ -396,23 +424,65 @@ async def test_what_is_live_is_told_again_and_the_log_stays_short(
         assert db.execute("SELECT count(*) FROM turns").fetchone()[0] <= 3
     again = a_store(copied)
     assert [(job[1], job[3], job[4]) for job in again.live.jobs.values()] == [
-        (lasting[0], "jobs 0 1 1", 1),
-        (number, "jobs 0 49 1", 2),
+        (lasting[0], ("jobs", 0, 1, 0.001), 1),
+        (number, ("jobs", 0, 49, 0.001), 0),
     ]
+    assert again.live.published == {number}
     assert [call.job_id for call in again.lost] == ["j1"]
+    again.close()
+
+
+async def test_the_replies_of_a_turn_come_back_each_as_it_was(tmp_path: Path) -> None:
+    """With and without tokens and alternatives, in one row; one released before it was written is not in it."""
+    top = ((b"\x00", -1.5), (b"", -200.0), (b"long" * 100, -0.0))
+    replies = {
+        "none": Reply("", Usage()),
+        "whole": REPLY,
+        "local": Reply("a", Usage(1, 2, 3, 4, 5, 6), FinishReason.LENGTH, (), {"a": 0.75, "b": 0.25}),
+        "many": Reply("ab", Usage(), logprobs=[TokenLogprob(b"a", -0.1 - 0.2, top), TokenLogprob(b"b", 0, top[:1])]),
+        "packed": Reply("{}", Usage(), packed=7, seconds=1.25),
+    }
+    store = a_store(tmp_path)
+    for key, reply in {**replies, "released": REPLY}.items():
+        store.keep(key, reply)
+    store.release("released")
+    store.close()
+    again = a_store(tmp_path)
+    for key, reply in replies.items():
+        found = again.held(key)
+        assert found is not None
+        assert found == dataclasses.replace(reply, logprobs=tuple(reply.logprobs))
+    assert again.held("released") is None
+    again.close()
+    with closing(sqlite3.connect(tmp_path / "store.db")) as db:
+        assert db.execute("SELECT count(*) FROM replies").fetchone() == (1,)
+
+
+async def test_a_reply_that_cant_be_written_costs_no_other_one(tmp_path: Path) -> None:
+    """An endpoint may count beyond 64 bits: that reply is not held, those of its turn are, and the store goes on."""
+    store = a_store(tmp_path)
+    store.keep("ab", REPLY)
+    store.keep("cd", Reply("{}", Usage(input_uncached=1 << 70)))
+    await store.written()
+    assert store.held("cd") is None
+    store.close()
+    again = a_store(tmp_path)
+    assert again.held("ab") == REPLY
     again.close()
 
 
 async def test_two_replies_to_one_call_in_a_turn_are_one(tmp_path: Path) -> None:
     """Two copies of a record: the last reply is held, and released as one."""
     store = a_store(tmp_path)
-    store.keep("ab", b'{"n":1}')
-    store.keep("ab", b'{"n":2}')
+    first, second, third = [Reply(text, Usage()) for text in ("1", "2", "3")]
+    store.keep("ab", first)
+    store.keep("ab", second)
+    assert store.held("ab") == second
     store.flush()
-    assert store.held("ab") == {"n": 2}
-    store.keep("ab", b'{"n":3}')
+    assert store.held("ab") == second
+    store.keep("ab", third)
     store.flush()
-    assert store.held("ab") == {"n": 3}
+    assert store.held("ab") == third
     store.release("ab", "ab")
     assert store.held("ab") is None
     store.close()
@@ -425,15 +495,16 @@ async def test_sqlites_own_log_begins_anew_though_the_loop_writes_on(
     monkeypatch.setattr("sluiceway.archive.store._FOLDED", 200_000)
     store = a_store(tmp_path)
     longest = 0
+    long = Reply("x" * 10_000, Usage())
     for number in range(400):
-        store.keep(f"{number:032x}", b'"%s"' % (b"x" * 10_000))
+        store.keep(f"{number:032x}", long)
         await store.written()
         if store._folding is not None and number % 20 == 0:
             await store._folding
         longest = max(longest, len(contents(tmp_path)["store.db-wal"]))
     assert longest < 1_500_000  # of 4 MB
-    assert store.held(f"{7:032x}") == "x" * 10_000
+    assert store.held(f"{7:032x}") == long
     store.close()
     again = a_store(tmp_path)
-    assert again.held(f"{399:032x}") == "x" * 10_000
+    assert again.held(f"{399:032x}") == long
     again.close()

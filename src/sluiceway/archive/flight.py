@@ -9,11 +9,13 @@ is read as the role's flight is made: what was running has died once more, what 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from contextvars import ContextVar
 
 from sluiceway.archive.store import Store
 from sluiceway.archive.tables import Stage
-from sluiceway.core.held import Commit, Partition
+from sluiceway.archive.turns import Place
+from sluiceway.core.held import Commit
 from sluiceway.core.offsets import decode_finished
 from sluiceway.ports import Record
 
@@ -26,7 +28,7 @@ _COUNT = (
 )
 _FORGIVE = "DELETE FROM deaths WHERE key = ?"
 
-Coordinates = tuple[str, int, int, int]
+Coordinates = tuple[str, int, int, float]
 
 
 class Flown:
@@ -36,11 +38,11 @@ class Flown:
 
     __slots__ = ("calls", "coordinates", "known", "number", "replies")
 
-    def __init__(self, number: int, coordinates: Coordinates, replies: list[str]) -> None:
+    def __init__(self, number: int, coordinates: Coordinates, replies: tuple[str, ...] = ()) -> None:
         self.number = number
         self.coordinates = coordinates
         self.replies = replies
-        self.calls: list[int] = []
+        self.calls: tuple[int, ...] = ()
         self.known: bytes | None = None  # of an earlier run, which published it
 
 
@@ -56,9 +58,9 @@ class StoreFlight:
         self._group = group
         self._counts, self._forgives = store.batch(_COUNT), store.batch(_FORGIVE)
         self._running: dict[Coordinates, Flown] = {}
-        self._uncovered: dict[Partition, list[Flown]] = {}
+        self._uncovered: defaultdict[tuple[str, int], list[Flown]] = defaultdict(list)
         self._own: set[Coordinates] = set()  # published in this run, and uncovered
-        self._dropped: dict[Coordinates, list[str]] = {}  # replies of jobs that may come back
+        self._dropped: dict[Coordinates, tuple[str, ...]] = {}  # replies of jobs that may come back
         self._published, self._deaths = self._left_over()
 
     def _left_over(self) -> tuple[dict[bytes, list[int]], dict[bytes, tuple[int, bool]]]:
@@ -69,7 +71,7 @@ class StoreFlight:
         for _, number, group, place, stage, _ in list(store.live.jobs.values()):
             if group != self._group:
                 continue
-            if stage == Stage.PUBLISHED:
+            if number in store.live.published:
                 published.setdefault(_key(group, place), []).append(number)
             else:
                 died.append((_key(group, place), int(stage), store.now()))
@@ -126,17 +128,17 @@ class StoreFlight:
         Also for a record that was not taken: one that `was_published`, or a condemned one whose dead letter is acked.
         """
         coordinates = _coordinates(record)
-        job = self._running.get(coordinates)
+        job = self._running.pop(coordinates, None)
         key = self._key(coordinates) if self._published or self._deaths else None
-        uncovered = self._uncovered.setdefault(Partition(record.topic, record.partition), [])
+        uncovered = self._uncovered[record.topic, record.partition]
         if key in self._published:
-            again = Flown(0, coordinates, [])
+            again = Flown(0, coordinates)
             again.known = key
             uncovered.append(again)
         elif job is None:
-            job = self._take(coordinates, Stage.PUBLISHED)
+            self._take(coordinates, Stage.PUBLISHED)
+            job = self._running.pop(coordinates)
         if job is not None:
-            del self._running[coordinates]
             self._store.publish(job.number)
             if job.calls:
                 self._store.answered(*job.calls)
@@ -175,7 +177,9 @@ class StoreFlight:
         if not uncovered:
             return
         finished = decode_finished(commit.offset, commit.metadata) or ()
-        left, numbers = [], []
+        left: list[Flown] = []
+        numbers: list[int] = []
+        replies: list[str] = []
         for job in uncovered:
             offset = job.coordinates[2]
             if offset >= commit.offset and not any(first <= offset < last for first, last in finished):
@@ -186,38 +190,37 @@ class StoreFlight:
                 numbers.append(job.number)
             else:
                 numbers += self._published.pop(job.known, ())
-            if job.replies:
-                self._store.release(*job.replies)
+            replies += job.replies
         if left:
             self._uncovered[commit.partition] = left
-        if numbers:
-            self._store.forget(*numbers)
+        self._store.release(*replies)
+        self._store.forget(*numbers)
         self._store.soon()
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
-    def _take(self, coordinates: Coordinates, stage: Stage) -> Flown:
-        number = self._store.take(self._group, _place(coordinates), int(stage))
-        job = self._running[coordinates] = Flown(number, coordinates, self._dropped.pop(coordinates, []))
-        return job
+    def _take(self, coordinates: Coordinates, stage: Stage) -> None:
+        number = self._store.take(self._group, coordinates, int(stage))
+        dropped = self._dropped.pop(coordinates, ()) if self._dropped else ()
+        self._running[coordinates] = Flown(number, coordinates, dropped)
 
     def _key(self, coordinates: Coordinates) -> bytes:
-        return _key(self._group, _place(coordinates))
+        return _key(self._group, coordinates)
 
 
 def _coordinates(record: Record) -> Coordinates:
-    """The timestamp in Kafka's own milliseconds."""
-    return record.topic, record.partition, record.offset, round(record.timestamp * 1000)
+    return record.topic, record.partition, record.offset, record.timestamp
 
 
-def _place(coordinates: Coordinates) -> str:
-    topic, partition, offset, timestamp = coordinates
-    return f"{topic} {partition} {offset} {timestamp}"
+def _key(group: str, place: Place) -> bytes:
+    """The timestamp counts in Kafka's own milliseconds.
 
-
-def _key(group: str, place: str) -> bytes:
-    """Where only the key is known, as of what format 3 had in flight, it is the place itself, in hex after a #."""
-    if place[0] == "#":
+    Where only the key is known, as of what format 3 had in flight, it is the place itself, in hex after a #.
+    """
+    if not isinstance(place, str):
+        topic, partition, offset, timestamp = place
+        place = f"{topic} {partition} {offset} {round(timestamp * 1000)}"
+    elif place[0] == "#":
         return bytes.fromhex(place[1:])
     what = "\0".join([group, *place.split(" ")])
     return hashlib.blake2b(what.encode(), digest_size=16).digest()

@@ -1,7 +1,21 @@
-"""A reply in the local store: JSON, with its tokens' bytes, so that a restart scores it as it was scored."""
+"""Replies in the local store, with their tokens' bytes, so that a restart scores each as it was scored.
+
+One alone is JSON. Those of a turn of the event loop lie together, as three columns of a row:
+
+    told      JSON: [replies, tops, lengths]. A reply is [key, text, usage's six counts, finish, distribution,
+              model_served, response_id, endpoint, seconds, packed, number of its tokens]; `tops` is how many
+              alternatives each token has, `lengths` how many bytes each token has, and then each alternative
+    tokens    those bytes: of all tokens, then of all alternatives
+    numbers   their log-probabilities in the same order, each 8 bytes, little-endian
+
+All that is said of a token so goes through no code of ours, one by one: most of a reply are its log-probabilities.
+"""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from typing import Any
 
 import orjson
@@ -51,6 +65,86 @@ def read_reply(tree: dict[str, Any]) -> Reply:
         seconds=tree["seconds"],
         packed=tree.get("packed", 1),
     )
+
+
+def encode_replies(kept: dict[str, Reply]) -> tuple[bytes, bytes, bytes]:
+    """`told`, `tokens` and `numbers` of a row. What can't be written (a count past 64 bits) is taken out of `kept`."""
+    try:
+        return _encoded(kept)
+    except _UNWRITABLE:
+        for key, reply in list(kept.items()):
+            try:
+                _encoded({key: reply})
+            except _UNWRITABLE:
+                del kept[key]
+        return _encoded(kept)
+
+
+_UNWRITABLE = (TypeError, struct.error)
+
+
+def _encoded(kept: Mapping[str, Reply]) -> tuple[bytes, bytes, bytes]:
+    told = []
+    for key, reply in kept.items():
+        usage = reply.usage
+        told.append(
+            (
+                key,
+                reply.text,
+                usage.input_uncached,
+                usage.input_cache_read,
+                usage.input_cache_write_5m,
+                usage.input_cache_write_1h,
+                usage.output_text,
+                usage.output_reasoning,
+                reply.finish,
+                reply.distribution,
+                reply.model_served,
+                reply.response_id,
+                reply.endpoint,
+                reply.seconds,
+                reply.packed,
+                len(reply.logprobs),
+            )
+        )
+    # A token is three in a row, an alternative two.
+    tokens: list[Any] = [*chain.from_iterable(chain.from_iterable([reply.logprobs for reply in kept.values()]))]
+    tops = tokens[2::3]
+    others: list[Any] = [*chain.from_iterable(chain.from_iterable(tops))]
+    texts, numbers = tokens[0::3] + others[0::2], tokens[1::3] + others[1::2]
+    lengths = [*map(len, texts)]
+    return (
+        orjson.dumps((told, [*map(len, tops)], lengths)),
+        b"".join(texts),
+        struct.pack(f"<{len(numbers)}d", *numbers),
+    )
+
+
+def decode_replies(told: bytes, tokens: bytes | None, numbers: bytes | None) -> dict[str, Reply]:
+    """What `encode_replies` wrote, or format 4 in `told` alone."""
+    tree = orjson.loads(told)
+    if tokens is None or numbers is None:
+        return {key: read_reply(found) for key, found in tree}
+    replies, tops, lengths = tree
+    pairs = list(zip(_cut(tokens, lengths), struct.unpack(f"<{len(numbers) // 8}d", numbers), strict=True))
+    others = iter(pairs[len(tops) :])
+    each = iter(
+        [
+            TokenLogprob(token, logprob, tuple(islice(others, count)))
+            for (token, logprob), count in zip(pairs, tops, strict=False)
+        ]
+    )
+    return {
+        key: Reply(text, Usage(*said[:6]), FinishReason(said[6]), tuple(islice(each, said[-1])), *said[7:-1])
+        for key, text, *said in replies
+    }
+
+
+def _cut(tokens: bytes, lengths: list[int]) -> Iterator[bytes]:
+    end = 0
+    for length in lengths:
+        yield tokens[end : end + length]
+        end += length
 
 
 def _tokens(found: list[Any]) -> tuple[TokenLogprob, ...]:

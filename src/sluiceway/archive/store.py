@@ -16,8 +16,9 @@ import contextlib
 import itertools
 import os
 import sqlite3
+import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,19 @@ from typing import Any
 import orjson
 
 from sluiceway.archive.lock import locked
+from sluiceway.archive.reply import decode_replies, encode_replies
 from sluiceway.archive.tables import opened
-from sluiceway.archive.turns import Call, Job, Live, published
+from sluiceway.archive.turns import Call, Job, Live, Place
+from sluiceway.core.call import Reply
 from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug, InputError
 
 _SLOTS = 256
 _TOLD_AGAIN = (2_000, 8 << 20)  # rows, or bytes, of the log after which what is live is told again
 _PRUNED = 20_000  # things written between two looks at the bounds
+_FORMER = 32  # characters of a reply's key in format 4
 _FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
-_FOLDED = 4 << 20  # bytes of them between two times that SQLite's log goes into the file
+_FOLDED = 4 << 20  # bytes of rows between two times that SQLite's log goes into the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +73,15 @@ class Store:
         self.bounds = bounds
         self.live = Live()
         self._batches: dict[str, list[tuple[Any, ...]]] = {}
-        self._waiters: list[asyncio.Future[None]] = []
         self._due = False
+        self._turns = 0  # that were written, or could not be
         self._fault: Bug | None = None
         self._known = False  # somebody has had the fault
         self._told: list[tuple[Any, ...]] = []
-        self._kept: list[tuple[str, orjson.Fragment]] = []
-        self._unwritten: dict[str, bytes] = {}  # replies
+        self._published: list[int] = []
+        self._forgotten: list[int] = []
+        self._answered: list[int] = []
+        self._kept: dict[str, Reply] = {}  # and not written yet
         self._held: dict[str, int] = {}  # replies, and the rows that they are in
         self._left: Counter[int] = Counter()  # how many replies of a row are needed
         self._gone: list[tuple[int]] = []  # rows of which none is
@@ -102,16 +108,16 @@ class Store:
     def _read(self, db: sqlite3.Connection) -> None:
         self.live.read(row for (row,) in db.execute("SELECT told FROM turns ORDER BY id"))
         self._row = 1
-        for row, told in db.execute("SELECT id, told FROM replies ORDER BY id"):
+        for row, *columns in db.execute("SELECT id, told, tokens, numbers FROM replies ORDER BY id"):
             self._row = row + 1
-            for key, _ in orjson.loads(told):
-                self._held[key] = row
+            self._held.update(dict.fromkeys(decode_replies(*columns), row))
+        self.former = frozenset(key for key in self._held if len(key) == _FORMER)
         self._left.update(self._held.values())
         self._gone = [(row,) for (row,) in db.execute("SELECT id FROM replies") if row not in self._left]
 
     # -- jobs in flight, calls under way ------------------------------------------------------------------------
 
-    def take(self, group: str, place: str, stage: int) -> int:
+    def take(self, group: str, place: Place, stage: int) -> int:
         """The job's number in the log. Written by the next `flush`, as is all that follows."""
         number = next(self._jobs)
         job: Job = ("t", number, group, place, stage, self.now())
@@ -121,16 +127,14 @@ class Store:
 
     def publish(self, number: int) -> None:
         """The job's outgoing record is acked."""
-        job = self.live.jobs.get(number)
-        if job is not None:  # or it was too old to be kept
-            self.live.jobs[number] = published(job)
-            self._told.append(("p", number))
+        if number in self.live.jobs:  # or it was too old to be kept
+            self.live.published.add(number)
+            self._published.append(number)
 
     def forget(self, *numbers: int) -> None:
         """These jobs need no memory any more."""
-        for number in numbers:
-            self.live.jobs.pop(number, None)
-        self._told.append(("d", *numbers))
+        self.live.drop(numbers)
+        self._forgotten += numbers
 
     def call(self, job_id: str, task: str, model: str) -> int:
         """The number of a call that is about to be made."""
@@ -144,38 +148,35 @@ class Store:
         """Those calls came to an end."""
         for number in numbers:
             self.live.calls.pop(number, None)
-        self._told.append(("e", *numbers))
+        self._answered += numbers
 
     # -- replies ------------------------------------------------------------------------------------------------
 
-    def keep(self, key: str, reply: bytes) -> None:
-        """Holds a reply, encoded, until it is released or too old."""
-        self.release(key)
-        self._kept.append((key, orjson.Fragment(reply)))
-        self._unwritten[key] = reply
-        self._held[key] = self._row
-        self._left[self._row] += 1
+    def keep(self, key: str, reply: Reply) -> None:
+        """Holds a reply until it is released or too old."""
+        if key in self._held:
+            self.release(key)
+        self._kept[key] = reply
 
-    def held(self, key: str) -> Any:
-        """The reply's JSON as a tree, None where none is held."""
+    def held(self, key: str) -> Reply | None:
+        """None where none is held."""
         row = self._held.get(key)
         if row is None:
-            return None
-        unwritten = self._unwritten.get(key)
-        if unwritten is not None:
-            return orjson.loads(unwritten)
-        found = self.row("SELECT told FROM replies WHERE id = ?", (row,))
-        return None if found is None else dict(orjson.loads(found[0])).get(key)
+            return self._kept.get(key)
+        found = self.row("SELECT told, tokens, numbers FROM replies WHERE id = ?", (row,))
+        return None if found is None else decode_replies(*found).get(key)
 
     def release(self, *keys: str) -> None:
         """Nobody will ask for these any more."""
+        held, left = self._held, self._left
         for key in keys:
-            row = self._held.pop(key, None)
+            row = held.pop(key, None)
             if row is None:
+                self._kept.pop(key, None)
                 continue
-            self._left[row] -= 1
-            if not self._left[row]:
-                del self._left[row]
+            left[row] -= 1
+            if not left[row]:
+                del left[row]
                 self._gone.append((row,))
 
     # -- file ---------------------------------------------------------------------------------------------------
@@ -190,7 +191,8 @@ class Store:
 
     @property
     def pending(self) -> int:
-        return len(self._told) + len(self._kept) + sum(map(len, self._batches.values()))
+        log = len(self._told) + len(self._published) + len(self._forgotten) + len(self._answered)
+        return log + len(self._kept) + sum(map(len, self._batches.values()))
 
     def check(self) -> None:
         """Raises Bug where the file took no more: what was noted in a former turn of the loop is not on record."""
@@ -198,19 +200,18 @@ class Store:
             self._known = True
             raise self._fault
 
-    def written(self) -> asyncio.Future[None]:
-        """Done after the next flush, at the end of this turn of the loop; a future of the caller's own, to be awaited.
+    @types.coroutine
+    def written(self) -> Generator[None]:
+        """Returns after the next flush, at the end of this turn of the loop: the task is next in the loop's order.
 
         It raises Bug where the file took no more, now or before: what failed once is not tried over and over.
         """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._fault is not None:
-            self._known = True
-            future.set_exception(self._fault)
-        else:
-            self._waiters.append(future)
-            self.soon()
-        return future
+        self.check()
+        turn = self._turns
+        self.soon()
+        while self._turns == turn:
+            yield
+        self.check()
 
     def soon(self) -> None:
         """The next flush is at the end of this turn of the loop: before a task that is made now has its first.
@@ -223,32 +224,24 @@ class Store:
 
     def _turn(self) -> None:
         self._due = False
-        waiters, self._waiters = self._waiters, []
+        self._turns += 1
         try:
             self.flush()
         except Bug as error:
             self._fault = error
-        for future in waiters:
-            if future.done():
-                continue  # who waited was cancelled
-            if self._fault is None:
-                future.set_result(None)
-            else:
-                self._known = True
-                future.set_exception(self._fault)
 
     def flush(self) -> None:
         """Writes what is gathered, in one transaction. Raises Bug where the file takes no more: the worker stops."""
         count = self.pending
         if not count and not self._gone:
             return
-        told, self._told = self._told, []
-        kept, self._kept = self._kept, []
-        gone, self._gone = [row for row in self._gone if not self._left.get(row[0])], []
+        told = self._gathered()
+        kept, self._kept = self._kept, {}
+        columns = encode_replies(kept) if kept else None
+        gone, self._gone = [row for row in self._gone if row[0] not in self._left], []
         batches = [(sql, rows.copy()) for sql, rows in self._batches.items() if rows]
         for rows in self._batches.values():
             rows.clear()
-        self._unwritten.clear()
         now = self.now()
         with self.transaction() as db:
             if told:
@@ -257,11 +250,12 @@ class Store:
                 self._log[0] += 1
                 self._log[1] += len(row)
                 self._unfolded += len(row)
-            if kept:
-                row = orjson.dumps(kept)
-                db.execute("INSERT INTO replies VALUES (?, ?, ?)", (self._row, now, row))
+            if columns is not None and kept:
+                db.execute("INSERT INTO replies VALUES (?, ?, ?, ?, ?)", (self._row, now, *columns))
+                self._unfolded += sum(map(len, columns))
+                self._held.update(dict.fromkeys(kept, self._row))
+                self._left[self._row] = len(kept)
                 self._row += 1
-                self._unfolded += len(row)
             if gone:
                 db.executemany("DELETE FROM replies WHERE id = ?", gone)
             for sql, rows in batches:
@@ -279,6 +273,15 @@ class Store:
         if self._written >= _PRUNED:
             self._written = 0
             self.prune()
+
+    def _gathered(self) -> list[tuple[Any, ...]]:
+        """For the log. What is said of one number was said in this order."""
+        told, self._told = self._told, []
+        for what, numbers in (("p", self._published), ("e", self._answered), ("d", self._forgotten)):
+            if numbers:
+                told.append((what, *numbers))
+                numbers.clear()
+        return told
 
     def _fold(self) -> None:
         """Beside the loop: its bulk takes the disk a tenth of a second, and the loop writes on meanwhile."""

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from sluiceway.core.errors import InputError
 
-FORMAT = 4
+FORMAT = 5
 
 # Whole or not at all: a process that dies here leaves the file as it was. Format 0 is a new file. 1 to 3 had a row for
-# each call and each job in flight; the last 16 bytes of a call's key were then what all of it is now.
+# each call and each job in flight; the last 16 bytes of a call's key were then what all of it is in 4.
 _TO_3 = """
 CREATE TABLE IF NOT EXISTS calls (
   key BLOB PRIMARY KEY, job BLOB NOT NULL, job_id TEXT NOT NULL, task TEXT NOT NULL, model TEXT NOT NULL,
@@ -51,7 +51,16 @@ DROP TABLE IF EXISTS runs;
 PRAGMA user_version = 4;
 COMMIT;
 """  # noqa: S608  constants of ours
-_UPGRADES = {**dict.fromkeys(range(FORMAT), (_TO_4,)), FORMAT: ()}
+# In format 4 a row of replies was JSON alone: `tokens` and `numbers` (`archive/reply.py`) are null in those. What the
+# log tells is read as 4 told it, too (`archive/turns.py`).
+_TO_5 = """
+BEGIN IMMEDIATE;
+ALTER TABLE replies ADD COLUMN tokens BLOB;
+ALTER TABLE replies ADD COLUMN numbers BLOB;
+PRAGMA user_version = 5;
+COMMIT;
+"""
+_UPGRADES = {**dict.fromkeys(range(4), (_TO_4, _TO_5)), 4: (_TO_5,), FORMAT: ()}
 # What says something of the machine, and nothing of what is in the file.
 _MACHINE = (
     sqlite3.SQLITE_FULL,

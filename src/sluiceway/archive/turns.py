@@ -2,33 +2,38 @@
 
 A row is a JSON array of these, of a job in flight or of a call under way:
 
-    ["t", number, group, place, stage, at]       a job was taken; its stage changes with ["p", number]: it is published
+    ["t", number, group, place, stage, at]       a job was taken; where from: [topic, partition, offset, timestamp]
+    ["p", number, ...]                           jobs are published
     ["d", number, ...]                           jobs need no memory any more
     ["l", number]                                jobs from this number on that still run ended with their process
     ["s", number, job_id, task, model, at]       a call is made
     ["e", number, ...]                           calls came back
 
-What is live is held in memory, and told again from time to time: all rows before that are of no use then.
+What is live is held in memory, and told again from time to time: all rows before that are of no use then. In format 4
+a place was one text with spaces between, its timestamp in milliseconds, and a published job's stage was 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import orjson
 
 from sluiceway.archive.tables import Stage
 
-Job = tuple[str, int, str, str, int, float]
+Place = tuple[str, int, int, float] | str
+Job = tuple[str, int, str, Place, int, float]
 Call = tuple[str, int, str, str, str, float]
 
 
 class Live:
-    """The jobs in flight and the calls under way, by number, as they were told."""
+    """The jobs in flight and the calls under way, by number, as they were told; which of the jobs are published."""
 
     def __init__(self) -> None:
         self.jobs: dict[int, Job] = {}
         self.calls: dict[int, Call] = {}
+        self.published: set[int] = set()
         self.highest = 0  # of a job's number
 
     def read(self, rows: Iterable[bytes]) -> None:
@@ -37,14 +42,11 @@ class Live:
             for what, number, *rest in orjson.loads(row):
                 match what:
                     case "t":
-                        self.jobs[number] = (what, number, *rest)
-                        self.highest = max(self.highest, number)
+                        self._took((what, number, *rest))
                     case "p":
-                        if number in self.jobs:
-                            self.jobs[number] = published(self.jobs[number])
+                        self.published.update(one for one in (number, *rest) if one in self.jobs)
                     case "d":
-                        for one in (number, *rest):
-                            self.jobs.pop(one, None)
+                        self.drop((number, *rest))
                     case "l":
                         self.land(number)
                     case "s":
@@ -53,20 +55,30 @@ class Live:
                         for one in (number, *rest):
                             self.calls.pop(one, None)
 
+    def _took(self, job: Any) -> None:
+        _, number, _, place, stage, _ = job
+        self.jobs[number] = job if isinstance(place, str) else (*job[:3], tuple(place), *job[4:])
+        if stage == Stage.PUBLISHED:
+            self.published.add(number)
+        self.highest = max(self.highest, number)
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """These jobs need no memory any more."""
+        jobs, published = self.jobs, self.published
+        for number in numbers:
+            jobs.pop(number, None)
+            published.discard(number)
+
     def land(self, first: int) -> None:
         """Jobs from that number on that still run are in flight no more."""
-        self.jobs = {number: job for number, job in self.jobs.items() if number < first or job[4] == Stage.PUBLISHED}
+        self.drop([number for number in self.jobs if number >= first and number not in self.published])
 
     def forget(self, before: float) -> None:
         """What is older than that."""
-        self.jobs = {number: job for number, job in self.jobs.items() if job[5] >= before}
+        self.drop([number for number, job in self.jobs.items() if job[5] < before])
         self.calls = {number: call for number, call in self.calls.items() if call[5] >= before}
 
     def told(self) -> bytes:
         """A row that says all of it."""
-        return orjson.dumps([*self.jobs.values(), *self.calls.values()])
-
-
-def published(job: Job) -> Job:
-    what, number, group, place, _, at = job
-    return what, number, group, place, int(Stage.PUBLISHED), at
+        published = [("p", *self.published)] if self.published else []
+        return orjson.dumps([*self.jobs.values(), *published, *self.calls.values()])

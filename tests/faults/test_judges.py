@@ -115,6 +115,10 @@ def test_a_call_or_an_attempt_that_outlasts_its_time_is_found() -> None:
     trees = [{"job_id": "j", "trail": {"taken_at": 100.0, "steps": steps}}]
     assert beyond_deadline(trees, "m", 8.0) == ["j by 0.60 s"]
     assert beyond_deadline(trees, "another", 8.0) == []
+    steps.append({"step": "waited", "at": 100.0, "ended": 109.0})
+    assert beyond_deadline(trees, "m", 8.0) == ["j by 0.60 s"]
+    steps.append({"step": "waited", "at": 100.0, "ended": 110.0})
+    assert beyond_deadline(trees, "m", 8.0) == [], "it lay in a retry topic, whose time is another"
 
 
 def test_more_failed_escalations_than_their_share_of_a_minute_are_found() -> None:

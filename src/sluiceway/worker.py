@@ -27,6 +27,7 @@ from sluiceway.clock import WallClock
 from sluiceway.core import ledger
 from sluiceway.core.cascade import Role
 from sluiceway.core.errors import InputError
+from sluiceway.core.job import Job
 from sluiceway.core.leave import Leaving
 from sluiceway.core.stream import Limits, Partition
 from sluiceway.core.watchdog import Bounds
@@ -145,7 +146,7 @@ class _Worker:
             policy,
             clock=self._clock,
             meter=self._metrics,
-            journal=None if self._store is None else Journal(self._store),
+            journal=None if self._store is None else Journal(self._store, self._reused),
             answers=None if self._store is None else open_answers(self._store, policy.sharing),
             roles=options.roles,
             leaving=Leaving(DELAYS, max(1, round(options.limits.jobs * _CROWD))),
@@ -225,6 +226,13 @@ class _Worker:
                 Event.CALL_LOST, job_id=call.job_id, task=call.task, model=call.model, started=call.started
             )
         return store
+
+    def _reused(self, job: Job, before: str, now: str) -> None:
+        """Two publishers share ids, or one has changed a job and kept its id."""
+        self._metrics.reused_ids.labels(job.task).inc()
+        self._log.warning(
+            Event.ID_REUSED, job_id=job.id, task=job.task, round=job.round, sha256_before=before, sha256=now
+        )
 
     async def _require_room(self, topics: TopicMap) -> None:
         """Raises InputError where an accepted record might not fit a topic it can go to: better now than then."""

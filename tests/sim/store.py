@@ -19,7 +19,7 @@ class SimJournal(Journal):
         self._store = store
 
     def entry(self, job: Job, call: Call) -> Entry | None:
-        return SimEntry(self._store, job, call)
+        return SimEntry(self._store, job, call, job.digest)
 
 
 class SimEntry(Entry):

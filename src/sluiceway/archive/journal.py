@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from sluiceway.archive.flight import FLOWN
+from sluiceway.archive.inputs import Inputs, OnReused
 from sluiceway.archive.store import Store
 from sluiceway.core.call import Call, Failure, FailureKind, Reply, Usage
 from sluiceway.core.catalog import Api, Model
@@ -17,14 +18,18 @@ _FREE = ("http_", "connect", "tls")
 
 
 class Journal:
-    """Implements `ports.Journal` over a `Store`."""
+    """Implements `ports.Journal` over a `Store`. `reused` is told of ids that come with different inputs."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, reused: OnReused | None = None) -> None:
         self._store = store
+        self._inputs = None if reused is None else Inputs(store, reused)
 
     def entry(self, job: Job, call: Call) -> Entry | None:
         """What is known of this call; None for one that nobody pays for."""
-        return Entry(self._store, job, call) if call.model.api in _PAID else None
+        digest = job.digest
+        if self._inputs is not None:
+            self._inputs.saw(job, digest)
+        return Entry(self._store, job, call, digest) if call.model.api in _PAID else None
 
 
 class Entry:
@@ -32,11 +37,11 @@ class Entry:
 
     __slots__ = ("_call", "_job", "_key", "_number", "_store", "reply")
 
-    def __init__(self, store: Store, job: Job, call: Call) -> None:
+    def __init__(self, store: Store, job: Job, call: Call, digest: str) -> None:
         self._store = store
         self._job = job
         self._call = call
-        self._key = key_of(job, call)
+        self._key = key_of(job, call, digest)
         self._number = 0
         self.reply = store.held(self._key)
         if self.reply is None and store.former:
@@ -81,7 +86,7 @@ _ASKED: dict[tuple[int, str], tuple[Model, Any]] = {}
 _MOST = 256
 
 
-def key_of(job: Job, call: Call) -> str:
+def key_of(job: Job, call: Call, digest: str) -> str:
     """Of the same record's same call: a copy published again, or a record of a topic made anew, is another call."""
     request, model = call.request, call.model
     known = _ASKED.get((id(model), request.system))
@@ -93,7 +98,7 @@ def key_of(job: Job, call: Call) -> str:
         known = _ASKED[id(model), request.system] = (model, hashlib.sha256(asked.encode("utf-8", "surrogatepass")))
     told = (
         f"\0{job.origin}\0{round(job.published_at * 1000)}\0{job.tenant or ''}\0{job.task}\0{job.id}\0{job.round}"
-        f"\0{job.digest}\0{call.draw}\0{request.user}"
+        f"\0{digest}\0{call.draw}\0{request.user}"
     )
     whole = known[1].copy()
     whole.update(told.encode("utf-8", "surrogatepass"))

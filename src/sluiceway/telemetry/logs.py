@@ -42,6 +42,7 @@ class Event(StrEnum):
     POLICY = "policy"
     DEAD_LETTER = "dead_letter"
     CALL_LOST = "call_lost"
+    ID_REUSED = "id_reused"
     LIMIT_REACHED = "limit_reached"
     KAFKA = "kafka"
     STACKS = "stacks"

@@ -87,6 +87,9 @@ class Metrics:
         self.lost_calls = counter(
             "sluiceway_lost_calls", "Calls that a process died over before their reply came.", ("task", "model")
         )
+        self.reused_ids = counter(
+            "sluiceway_reused_ids", "Jobs whose id came before with another input, once for each input.", ("task",)
+        )
         self.taken = counter("sluiceway_taken", "Records taken from a topic.", ("consumergroup", "topic"))
         self.settled = counter("sluiceway_settled", "Records settled.", ("consumergroup", "topic"))
         self.tombstones = counter("sluiceway_tombstones", "Records without a value, which are skipped.", ("topic",))

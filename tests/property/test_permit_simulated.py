@@ -112,3 +112,22 @@ def test_a_storm_of_429_is_over_within_a_minute_of_its_end(asked: float) -> None
     assert len(world.seen.refused) - before <= 0.2 * len(world.seen.admitted)
     world.run(240)
     assert world.least_used(180, 240, 6000, 60_000_000) >= 0.9
+
+
+@pytest.mark.parametrize("latency", [_fast, _slow])
+@pytest.mark.parametrize("family", ["openai", "anthropic"])
+@pytest.mark.parametrize("burst", [5.0, 1.0])
+def test_a_bucket_told_to_the_last_token_is_not_emptied_to_it(
+    burst: float, family: str, latency: Callable[[random.Random], float]
+) -> None:
+    """Nothing is left of the tokens when their limit halves, or a second's worth is all the endpoint ever holds: calls
+    that are longer than they were counted are not refused one after another.
+    """
+    meter = ContinuousMeter(60_000, 300_000, family, burst)
+    world = _simulated(Limits(), meter, latency)
+    world.run(300)
+    assert world.least_used(10, 300, 60_000, 300_000) >= 0.95
+    meter.tpm, meter.tokens = 150_000, 0.0
+    world.run(400)
+    assert world.least_used(330, 400, 60_000, 150_000) >= 0.9
+    assert world.refused_share() < 0.01

@@ -21,6 +21,7 @@ LONGEST_PAUSE = 30.0  # seconds; a Retry-After holds an endpoint no longer, so t
 TIMEOUT = "timeout"  # the one reason of a failure that says: too much at once
 _BARRED = 60.0  # seconds between probes of an endpoint that has no quota left or refuses our key
 _ROUNDING = 500.0  # tokens: Anthropic rounds what is left to thousands
+_SPARE = 0.1  # of a bucket: at most so much of what an endpoint tells is left is kept for calls longer than counted
 _LEARNING = 0.1  # weight of one call in the usual output and in true over counted input
 _TASKS = 256
 
@@ -260,8 +261,11 @@ class Allowance:
         if not permit.marks[kind]:
             return
         remaining = limit.remaining or 0.0
-        if family == "anthropic" and kind is not Kind.REQUESTS:
-            remaining -= _ROUNDING
+        if kind is not Kind.REQUESTS:
+            # Whoever goes to the last token of it is refused where the next call is a little longer than was taken for.
+            remaining -= min(permit.reserved[kind] if permit.reserved else 0.0, bucket.capacity * _SPARE)
+            if family == "anthropic":
+                remaining -= _ROUNDING
         since = bucket.taken - permit.marks[kind]
         bucket.believe(remaining - since + bucket.per_minute / 60.0 * (now - permit.at), now)
 

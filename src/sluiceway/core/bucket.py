@@ -28,6 +28,11 @@ class Bucket:
     def per_minute(self) -> float:
         return self._rate * 60.0
 
+    @property
+    def capacity(self) -> float:
+        """What it holds when it is full."""
+        return self._capacity
+
     def _refill(self, now: float) -> None:
         if now > self._at:
             self._level = min(self._capacity, self._level + self._rate * (now - self._at))

@@ -92,7 +92,7 @@ class Recorder:
             (route.models, route.rule, None) if isinstance(route, Route) else ((), None, route.detail)
         )
         self._steps.append(
-            Routed(self._now, self._role.value, self._plan.digest, models, route.left_out, rule, known, reason)
+            Routed(self._now, str(self._role), self._plan.digest, models, route.left_out, rule, known, reason)
         )
 
     def leave_out(self, model: str, reason: str) -> None:
@@ -170,7 +170,7 @@ class Recorder:
             score,
             text,
             sha256,
-            None if reply is None else reply.finish.value,
+            None if reply is None else str(reply.finish),
             None if failure is None else f"{failure.kind.value}: {failure.detail}",
             None if failure is None else failure.retry_after,
             None if reply is None else _top(reply.distribution),

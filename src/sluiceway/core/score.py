@@ -75,7 +75,7 @@ def from_distribution(gate: Gate, label: str, distribution: Mapping[str, float] 
 def _score(
     gate: Gate, value: float | None, features: Mapping[str, float], fields: Mapping[str, float] | None = None
 ) -> Score:
-    return Score(gate.score.value, value, gate.threshold, features, fields)
+    return Score(str(gate.score), value, gate.threshold, features, fields)
 
 
 def _p(logprob: float) -> float:

@@ -148,7 +148,7 @@ class Metrics:
         if isinstance(record, Retry):
             self.retries.labels(task, record.role.value, str(round(record.delay))).inc()
             return
-        outcome = "review" if isinstance(record, Review) else record.status.value
+        outcome = "review" if isinstance(record, Review) else str(record.status)
         if isinstance(record, Result):
             if record.status is Status.REFUSED and record.reason is not None:
                 self.refusals.labels(task, record.reason.value).inc()

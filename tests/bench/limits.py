@@ -8,8 +8,8 @@ killed by -9, then one again. `windows-*` have a server with fixed minutes. The 
 with the limit written in their settings; they come from the package index into environments of their own.
 
 The shares are of whichever limit binds, over sliding 10 s, after the first 10 s. What workers ask for together is held
-against all that the buckets, full at first, could give in any 10 s and in any minute. Rows run beside each other: their
-rates are a few dozen calls a second.
+against all that the buckets, full at first, could give in any 10 s and in any minute. Our rows run beside each other,
+as their rates are a few dozen calls a second; then each peer's alone, so that none waits for another's CPU.
 
 Example: python -m tests.bench.limits --only requests-openai --minutes 0.5
 """
@@ -96,6 +96,7 @@ CLIENTS: dict[str, Callable[[], Line]] = {
     "litellm": lambda: Line(peers_python(), "tests/bench/_limited_peers.py", "litellm"),
     "curator": lambda: Line(curator_python(), "tests/bench/_limited_peers.py", "curator"),
 }
+PEERS = {"litellm": peers_python, "curator": curator_python}
 
 
 def run(name: str, minutes: float, after: float) -> dict[str, Any]:
@@ -178,11 +179,14 @@ def main() -> None:
     given = parser.parse_args()
     before = conditions()
     names = given.only or list(ROWS)
-    for python in {"litellm": peers_python, "curator": curator_python}.items():
-        if any(ROWS[name].client == python[0] for name in names):
-            python[1]()
-    with ThreadPoolExecutor(len(names)) as pool:
-        results = list(pool.map(lambda name: run(name, given.minutes, given.after), names))
+    for peer, install in PEERS.items():
+        if any(ROWS[name].client == peer for name in names):
+            install()
+    peers = [name for name in names if ROWS[name].client in PEERS]
+    ours = [name for name in names if name not in peers]
+    with ThreadPoolExecutor(max(1, len(ours))) as pool:
+        results = list(pool.map(lambda name: run(name, given.minutes, given.after), ours))
+    results += [run(name, given.minutes, given.after) for name in peers]
     if given.json:
         print(json.dumps({"rows": results, "rpm": RPM, "tpm": TPM, "minutes": given.minutes, "conditions": before}))
     else:

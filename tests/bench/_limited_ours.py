@@ -1,8 +1,8 @@
 """Our side of the limits bench: the real Runner, Cascade and Pool, with a backlog that always has more.
 
 `python -m tests.bench._limited_ours` says `open`, then reads runs from stdin, one a line: `{"url", "headers",
-"seconds", "in_flight", "characters"}`, and answers each with `{"jobs"}`. Its policy writes no limit: what it holds to
-is told by headers.
+"seconds", "in_flight", "characters"}`, and answers each with `{"jobs", "stalled"}`: the longest time in seconds that
+its loop did not run, be it for want of a core. Its policy writes no limit: what it holds to is told by headers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -27,6 +28,7 @@ from sluiceway.policyfile import open_runner, read_policy
 TASK = "ticket-triage"
 LABELS = ("billing", "login", "refund", "other")
 _TEXT = "my card was lost abroad and the payment that i made last week still shows as pending please tell"
+_LOOK = 0.05  # seconds
 _KEY = {"BENCH_KEY": "bench"}
 
 
@@ -67,7 +69,7 @@ class _NoMeter:
         pass
 
 
-async def run(asked: Mapping[str, Any]) -> dict[str, int]:
+async def run(asked: Mapping[str, Any]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "policy.yaml"
         path.write_text(yaml.safe_dump(policy(asked["url"], asked["headers"])))
@@ -87,11 +89,15 @@ async def run(asked: Mapping[str, Any]) -> dict[str, int]:
 
     async with asyncio.TaskGroup() as group:
         workers = [group.create_task(worker()) for _ in range(asked["in_flight"])]
-        await asyncio.sleep(asked["seconds"])  # the measured time itself
+        ends = time.monotonic() + asked["seconds"]
+        stalled, woken = 0.0, time.monotonic()
+        while woken < ends:  # the measured time itself
+            await asyncio.sleep(_LOOK)
+            stalled, woken = max(stalled, time.monotonic() - woken - _LOOK), time.monotonic()
         for each in workers:
             each.cancel()
     await pool.close()
-    return {"jobs": done}
+    return {"jobs": done, "stalled": stalled}
 
 
 if __name__ == "__main__":

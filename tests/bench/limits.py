@@ -104,6 +104,7 @@ def run(name: str, minutes: float, after: float) -> dict[str, Any]:
     row = ROWS[name]
     halves = not row.windows and row.client != "workers"
     steps: Steps = []
+    told: dict[str, Any] = {}
     with Line(sys.executable, "-m", "tests.bench._limited", json.dumps(row.settings)) as server:
         url = f"http://127.0.0.1:{int(server.read())}"
         if row.client == "workers":
@@ -119,9 +120,10 @@ def run(name: str, minutes: float, after: float) -> dict[str, Any]:
                 client.read()  # all of it is imported
                 if halves:
                     half.start()
-                client.ask(asked)
+                told = client.ask(asked)
         journal = Journal(post(url, "/journal", {}))
-    told = {"steps": [[round(at - journal.began, 1), what] for at, what in steps]} if steps else {}
+    if steps:
+        told["steps"] = [[round(at - journal.began, 1), what] for at, what in steps]
     return {"name": name, "client": row.client, **figures(journal, row, steps), **told}
 
 
@@ -160,14 +162,15 @@ def figures(journal: Journal, row: Row, steps: Steps) -> dict[str, Any]:
 
 def show(results: list[dict[str, Any]], before: Mapping[str, Any]) -> None:
     print(f"\n{RPM:,} requests and {TPM:,} tokens a minute; {before['cores']} cores, load {before['load']}")
-    print(f"  {'':20}{'used':>8}{'lowest':>9}{'refused':>10}{'back after':>12}{'requests':>10}")
+    print(f"  {'':20}{'used':>8}{'lowest':>9}{'refused':>10}{'back after':>12}{'requests':>10}{'stalled':>10}")
     for each in results:
         back = "" if "back_s" not in each else "never" if each["back_s"] is None else f"{each['back_s']:.1f} s"
         held = "" if "held" not in each else "   held" if each["held"] else "   NOT held: " + ", ".join(
             law for law, kept in each["laws"].items() if not kept
         )  # fmt: skip
+        stalled = f"{each['stalled']:.2f} s" if "stalled" in each else ""
         print(f"  {each['name']:20}{each['mean']:>8.1%}{each['lowest']:>9.1%}{each['refused']:>10.2%}{back:>12}"
-              f"{each['requests']:>10,}{held}")  # fmt: skip
+              f"{each['requests']:>10,}{stalled:>10}{held}")  # fmt: skip
 
 
 def main() -> None:

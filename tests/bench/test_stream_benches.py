@@ -55,3 +55,10 @@ def test_the_poison_bench_has_an_outcome_of_every_kind() -> None:
 def test_the_tenants_bench_times_both_tenants() -> None:
     found = run("tenants", "--rounds", "1", "--seconds", "3")
     assert all(each["p99_ms"] > 0 for each in found["tenants"].values())
+
+
+def test_the_bulkhead_bench_times_one_model_beside_a_hung_one() -> None:
+    found = run("bulkhead", "--rounds", "1", "--seconds", "4", "--rate", "50", "--sick-rate", "20")
+    assert found["hung_calls"] >= 5
+    assert found["p99_without_ms"] > 50
+    assert found["p99_with_ms"] > 50

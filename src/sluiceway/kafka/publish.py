@@ -243,8 +243,7 @@ class Publisher:
                 self._settle(waiting.popleft(), TooLarge(lane.topic, entry.size, limit))
                 continue
             out, room = entry.outgoing, room - entry.size
-            held = list(out.headers)
-            if room < 0 or batch.append(key=out.key, value=out.value, timestamp=None, headers=held) is None:
+            if room < 0 or batch.append(key=out.key, value=out.value, timestamp=None, headers=[*out.headers]) is None:
                 break
             entries.append(waiting.popleft())
             if lane.single:

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.unit.test_store import Time, a_call, a_store
+from tests.support.stores import Time, a_call, a_store
 
 from sluiceway.archive.journal import Journal
 from sluiceway.archive.store import Bounds, Store

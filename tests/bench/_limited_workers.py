@@ -15,8 +15,9 @@ from typing import Any
 
 from tests.bench._limited_ours import TASK, policy, texts
 from tests.bench.main_job import cluster
+from tests.support.outgoing import JOBS
 from tests.support.processes import Child
-from tests.support.rig import JOBS, Rig, job
+from tests.support.rig import Rig, job
 
 PARTITIONS = 12
 IN_FLIGHT = 200

@@ -25,7 +25,8 @@ from tests.bench._flow import STAMPED, Due, percentile, publish_when_due
 from tests.bench._race import conditions
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.fake_process import FakeProcess
-from tests.support.rig import CHEAP, CHEAP_PRICE, JOBS, OUTCOMES, RESULTS, Rig, attempts, job, models, triage
+from tests.support.outgoing import JOBS, OUTCOMES, RESULTS, attempts
+from tests.support.rig import CHEAP, CHEAP_PRICE, Rig, job, models, triage
 from tests.support.tickets import bank_tickets
 from tests.support.topics import Address
 

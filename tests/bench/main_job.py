@@ -20,7 +20,8 @@ from pathlib import Path
 from sluiceway.kafka.embedded import EmbeddedBroker
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.fake_process import FakeProcess
-from tests.support.rig import JOBS, RESULTS, REVIEWS, Rig, job, models, triage
+from tests.support.outgoing import JOBS, RESULTS, REVIEWS
+from tests.support.rig import Rig, job, models, triage
 from tests.support.tickets import bank_tickets
 from tests.support.topics import Address
 

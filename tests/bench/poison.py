@@ -32,7 +32,8 @@ from tests.bench._race import conditions
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.fake_process import FakeProcess
 from tests.support.fake_scripts import FakeRequest
-from tests.support.rig import DEAD_LETTERS, JOBS, RESULTS, REVIEWS, Rig, models, triage
+from tests.support.outgoing import DEAD_LETTERS, JOBS, RESULTS, REVIEWS
+from tests.support.rig import Rig, models, triage
 from tests.support.tickets import bank_tickets
 from tests.support.topics import Address
 

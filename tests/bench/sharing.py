@@ -28,8 +28,9 @@ import yaml
 
 from tests.bench.main_job import cluster
 from tests.support.fake_process import FakeProcess
+from tests.support.outgoing import JOBS, RESULTS, attempts
 from tests.support.processes import Child
-from tests.support.rig import JOBS, RESULTS, Item, Rig, attempts, billed, job, models, triage
+from tests.support.rig import Item, Rig, billed, job, models, triage
 from tests.support.tickets import bank_tickets
 
 COPIES = 0.30  # of the backlog

@@ -9,7 +9,7 @@ import orjson
 from tests.faults.finding import Finding
 from tests.faults.scene import REVOKE, SESSION, Scene, tickets
 from tests.faults.stage import Stage
-from tests.support.rig import ESCALATIONS, RESULTS, REVIEWS
+from tests.support.outgoing import ESCALATIONS, RESULTS, REVIEWS
 
 HOURS = 7200.0
 

@@ -17,7 +17,8 @@ from tests.faults.scene import REVOKE, SESSION, Job, Scene, tickets
 from tests.faults.stage import Stage
 from tests.faults.starved import Starved
 from tests.support.fake_journal import JournalEntry, read_ends
-from tests.support.rig import CHEAP, CHEAP_PRICE, ESCALATIONS, RESULTS, REVIEWS, attempts, body, job
+from tests.support.outgoing import ESCALATIONS, RESULTS, REVIEWS, attempts, body
+from tests.support.rig import CHEAP, CHEAP_PRICE, job
 
 CALM = "labels seed=3 doubt=5% delay=0.02"
 HUNG = "hang+slow+stall"  # never answers; a byte a second; headers, then nothing

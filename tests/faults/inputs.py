@@ -10,7 +10,7 @@ import orjson
 from tests.faults.finding import Finding
 from tests.faults.scene import REVOKE, SESSION, Job, tickets
 from tests.faults.stage import Stage
-from tests.support.rig import DEAD_LETTERS
+from tests.support.outgoing import DEAD_LETTERS
 
 CHEAP = "labels seed=3 doubt=5% delay=0.01"
 

@@ -11,7 +11,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from tests.faults.finding import Finding
 from tests.faults.scene import CONNECTION, REVOKE, SESSION, Job, Scene, tickets
 from tests.faults.stage import Stage
-from tests.support.rig import DEAD_LETTERS, RESULTS, job
+from tests.support.outgoing import DEAD_LETTERS, RESULTS
+from tests.support.rig import job
 
 CHEAP = "labels seed=3 doubt=5% delay=0.02"
 PATIENCE = 30.0  # seconds for which a missing topic may be the cluster's hiccup

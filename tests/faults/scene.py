@@ -27,8 +27,9 @@ from tests.support.evidence import Disturbance, Outcome, Place, Published, read_
 from tests.support.fake_journal import JournalEntry
 from tests.support.fake_process import ROOT, FakeProcess
 from tests.support.laws import amplification, check, lost_jobs, progress, silence
+from tests.support.outgoing import ESCALATIONS, JOBS, OUTCOMES, RESULTS, body
 from tests.support.processes import Child, ChildError, wait_until
-from tests.support.rig import ESCALATIONS, JOBS, KEYS, OUTCOMES, RATES, RESULTS, Item, Rig, body, job
+from tests.support.rig import KEYS, RATES, Item, Rig, job
 from tests.support.tickets import bank_tickets
 
 CANARY = "canary-4929-1234-5678"  # personal data in some jobs' text: it may stand in no log, header or reason

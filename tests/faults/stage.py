@@ -14,7 +14,8 @@ from tests.faults.scene import CONNECTION, Scene
 from tests.faults.watch import Watch
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.fake_process import FakeProcess
-from tests.support.rig import ESCALATIONS, JOBS, RESULTS, Rig, models, triage
+from tests.support.outgoing import ESCALATIONS, JOBS, RESULTS
+from tests.support.rig import Rig, models, triage
 from tests.support.topics import Address
 
 Amount = TypeVar("Amount")

@@ -20,7 +20,7 @@ from tests.faults.watch import Look, Watch
 from tests.support.evidence import Place, Published, read_outcomes
 from tests.support.fake_journal import JournalEntry, ends_of
 from tests.support.laws import check, lost_jobs
-from tests.support.rig import ESCALATIONS, RESULTS, Outgoing
+from tests.support.outgoing import ESCALATIONS, RESULTS, Outgoing
 from tests.support.topics import Seen
 
 JOBS = "sluiceway.jobs"

@@ -19,7 +19,8 @@ from aiokafka.errors import KafkaError
 
 from tests.support.evidence import Lag, Place, Published, Sample, settled
 from tests.support.laws import no_early_commit
-from tests.support.rig import Outgoing, Rig
+from tests.support.outgoing import Outgoing
+from tests.support.rig import Rig
 from tests.support.topics import Reader, group_offsets
 
 Number = tuple[str, int]

@@ -10,8 +10,9 @@ import pytest
 from tests.support.evidence import Place, Published, read_outcomes
 from tests.support.fake_process import FakeProcess
 from tests.support.laws import check
+from tests.support.outgoing import DEAD_LETTERS, JOBS, OUTCOMES, RESULTS
 from tests.support.processes import run_sluiceway, sluiceway
-from tests.support.rig import DEAD_LETTERS, JOBS, OUTCOMES, RESULTS, Item, Rig, job, models, triage
+from tests.support.rig import Item, Rig, job, models, triage
 from tests.support.topics import read_topic
 
 from sluiceway.core.outcome import outcome_id

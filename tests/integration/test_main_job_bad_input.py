@@ -11,21 +11,9 @@ from collections import Counter
 import orjson
 import pytest
 from tests.support.fake_process import FakeProcess
+from tests.support.outgoing import DEAD_LETTERS, ESCALATIONS, JOBS, RESULTS, REVIEWS, body
 from tests.support.processes import wait_until
-from tests.support.rig import (
-    DEAD_LETTERS,
-    ESCALATIONS,
-    JOBS,
-    RESULTS,
-    REVIEWS,
-    Item,
-    Rig,
-    body,
-    job,
-    metric,
-    models,
-    triage,
-)
+from tests.support.rig import Item, Rig, job, metric, models, triage
 from tests.support.tickets import bank_tickets
 from tests.support.topics import Seen
 

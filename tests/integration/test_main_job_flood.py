@@ -7,8 +7,9 @@ import urllib.error
 import urllib.request
 
 from tests.support.fake_process import FakeProcess
+from tests.support.outgoing import DEAD_LETTERS, JOBS, RESULTS, REVIEWS
 from tests.support.processes import run_sluiceway
-from tests.support.rig import DEAD_LETTERS, JOBS, RESULTS, REVIEWS, Item, Rig, job, models, triage
+from tests.support.rig import Item, Rig, job, models, triage
 from tests.support.tickets import bank_tickets
 
 from sluiceway.core.stream import Limits

@@ -12,22 +12,8 @@ from tests.support.fake_models import JournalEntry
 from tests.support.fake_process import FakeProcess
 from tests.support.fake_wire import digest
 from tests.support.laws import silence
-from tests.support.rig import (
-    DEAD_LETTERS,
-    ESCALATIONS,
-    JOBS,
-    KEYS,
-    LABELS,
-    RESULTS,
-    REVIEWS,
-    Item,
-    Rig,
-    body,
-    job,
-    models,
-    routes,
-    triage,
-)
+from tests.support.outgoing import DEAD_LETTERS, ESCALATIONS, JOBS, RESULTS, REVIEWS, body, routes
+from tests.support.rig import KEYS, LABELS, Item, Rig, job, models, triage
 from tests.support.tickets import bank_tickets
 
 from sluiceway.core.catalog import Clearance

@@ -10,8 +10,9 @@ import orjson
 import pytest
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.fake_process import FakeProcess
+from tests.support.outgoing import ESCALATIONS, RESULTS
 from tests.support.processes import run_sluiceway
-from tests.support.rig import ESCALATIONS, RESULTS, SETTINGS, Rig, models, triage
+from tests.support.rig import SETTINGS, Rig, models, triage
 from tests.support.tickets import bank_tickets
 from tests.support.topics import Address
 

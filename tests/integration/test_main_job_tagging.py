@@ -8,20 +8,9 @@ from typing import Any
 
 import pytest
 from tests.support.fake_process import FakeProcess
+from tests.support.outgoing import DEAD_LETTERS, ESCALATIONS, JOBS, RESULTS, REVIEWS, attempts
 from tests.support.real_model import RealModel
-from tests.support.rig import (
-    DEAD_LETTERS,
-    ESCALATIONS,
-    JOBS,
-    LABELS,
-    RESULTS,
-    REVIEWS,
-    Rig,
-    attempts,
-    job,
-    models,
-    triage,
-)
+from tests.support.rig import LABELS, Rig, job, models, triage
 from tests.support.tickets import bank_tickets, stories
 
 TAGS = [

@@ -14,20 +14,8 @@ import orjson
 import pytest
 from tests.support.fake_models import FakeRequest, JournalEntry
 from tests.support.fake_process import FakeProcess
-from tests.support.rig import (
-    ESCALATIONS,
-    JOBS,
-    LABELS,
-    RESULTS,
-    REVIEWS,
-    Outgoing,
-    Rig,
-    attempts,
-    billed,
-    job,
-    models,
-    triage,
-)
+from tests.support.outgoing import ESCALATIONS, JOBS, RESULTS, REVIEWS, Outgoing, attempts
+from tests.support.rig import LABELS, Rig, billed, job, models, triage
 from tests.support.tickets import bank_tickets, it_tickets
 
 SEED = 3  # of the cheap fake's doubt

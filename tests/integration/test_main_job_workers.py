@@ -9,8 +9,9 @@ from collections.abc import Iterable
 import pytest
 from tests.support.evidence import Disturbance
 from tests.support.fake_process import FakeProcess
+from tests.support.outgoing import JOBS, RESULTS, REVIEWS
 from tests.support.processes import Child
-from tests.support.rig import JOBS, RESULTS, REVIEWS, Rig, job, metric, models, triage
+from tests.support.rig import Rig, job, metric, models, triage
 from tests.support.tickets import bank_tickets
 
 from sluiceway.core.stream import Limits

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from tests.support.fake_process import FakeProcess
-from tests.support.rig import JOBS, RESULTS, REVIEWS, Outgoing, Rig, attempts, billed, job, models, triage
+from tests.support.outgoing import JOBS, RESULTS, REVIEWS, Outgoing, attempts
+from tests.support.rig import Rig, billed, job, models, triage
 from tests.support.tickets import bank_tickets
 from tests.support.topics import committed, ends
 

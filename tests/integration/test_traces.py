@@ -16,8 +16,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.support.fake_process import FakeProcess
+from tests.support.outgoing import RESULTS, body
 from tests.support.processes import run_sluiceway
-from tests.support.rig import KEYS, RESULTS, Rig, body, models, triage
+from tests.support.rig import KEYS, Rig, models, triage
 
 CANARY = "canary-4711"
 

@@ -15,12 +15,11 @@ import re
 import shutil
 import signal
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import orjson
 import yaml
@@ -36,15 +35,12 @@ from sluiceway.topicmap import TopicMap, topic_map
 from tests.support.evidence import Disturbance, Place, Published, read_outcomes
 from tests.support.fake_models import JournalEntry
 from tests.support.laws import Rates, Report, check
+from tests.support.outgoing import (
+    OUTCOMES,
+    Outgoing,
+)
 from tests.support.processes import Child, ChildError, sluiceway
 from tests.support.topics import Address, Reader, Seen, committed, ends, read_topic
-
-JOBS = "sluiceway.jobs"
-ESCALATIONS = "sluiceway.escalations"
-RESULTS = "sluiceway.results"
-REVIEWS = "sluiceway.reviews"
-DEAD_LETTERS = "sluiceway.dead-letters"
-OUTCOMES = (RESULTS, REVIEWS, DEAD_LETTERS)
 
 KEYS = {"OPENAI_API_KEY": "sk-canary-openai", "ANTHROPIC_API_KEY": "sk-canary-anthropic"}
 SETTINGS = {
@@ -116,58 +112,6 @@ RATES = {
 def billed(entries: Iterable[JournalEntry]) -> int:
     """Pico-dollars of all that the journals' entries were metered: the outside witness of the ledger."""
     return sum(RATES[entry.model].cost(entry.metered) for entry in entries if entry.metered is not None)
-
-
-class Outgoing:
-    """Every record read so far from the topics that workers write, by topic, in the order of reading."""
-
-    def __init__(self) -> None:
-        self.by_topic: dict[str, list[Seen]] = defaultdict(list)
-        self._bodies: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        self._ids: dict[str, set[str]] = defaultdict(set)
-        self._read = 0
-
-    def read(self, records: Sequence[Seen]) -> Self:
-        """Takes in what is new in a reader's growing list."""
-        for record in records[self._read :]:
-            self.by_topic[record.topic].append(record)
-            if record.topic == DEAD_LETTERS:
-                continue
-            try:
-                tree = body(record)
-                self._ids[record.topic].add(tree["job_id"])
-            except (orjson.JSONDecodeError, KeyError):
-                if record.topic != ESCALATIONS:  # where tests forge records too
-                    raise
-            else:
-                self._bodies[record.topic].append(tree)
-        self._read = len(records)
-        return self
-
-    def __getitem__(self, topic: str) -> list[Seen]:
-        return self.by_topic[topic]
-
-    def ids(self, *topics: str) -> set[str]:
-        """The job ids seen on these topics; a dead letter has none."""
-        return set().union(*(self._ids[topic] for topic in topics))
-
-    def bodies(self, *topics: str) -> list[dict[str, Any]]:
-        """The JSON of the records seen on these topics, in their order; not of dead letters."""
-        return [tree for topic in topics for tree in self._bodies[topic]]
-
-
-def body(record: Seen) -> dict[str, Any]:
-    """The JSON object that the record's value holds."""
-    found: dict[str, Any] = orjson.loads(record.value or b"null")
-    return found
-
-
-def attempts(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [step for step in outcome["trail"]["steps"] if step["step"] == "attempt"]
-
-
-def routes(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [step for step in outcome["trail"]["steps"] if step["step"] == "routed"]
 
 
 class Rig:

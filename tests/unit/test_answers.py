@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.stores import REPLY, a_job, held, pays
+from tests.support.stores import a_call as stored_call
 from tests.unit.test_models_sharing import BASE, OTHERS, USAGE, HandClock, Held
-from tests.unit.test_store import FIXTURES, REPLY, a_job, held, pays
-from tests.unit.test_store import a_call as stored_call
 
 from sluiceway.archive.answers import StoreAnswers, open_answers
 from sluiceway.archive.store import Bounds, Store
@@ -28,6 +28,8 @@ from sluiceway.models.sharing import SharedCalls
 ROOT = Path(__file__).parents[2]
 RULES: dict[str, Any] = {"cache": 60}
 SERVED = replace(REPLY, usage=Usage(), endpoint=CACHED, seconds=0.0)
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 class Life:

@@ -18,7 +18,7 @@ FREEZE = 8.0  # seconds
 
 
 async def soaked(stage: Stage) -> list[Finding]:
-    count, faults, every = stage.of((20_000, 16, 15.0), (1_500, 3, 6.0))
+    count, faults, every = stage.of((20_000, 16, 15.0), (3_000, 3, 6.0))
     dice = stage.dice("18")
     async with stage.scene("18", cheap=CHEAP, parallel=32) as scene:
         kafka = await stage.broker()

@@ -46,7 +46,7 @@ class Limits:
     queue: int = 4000
     bytes: int = 64 << 20
     span: int = 10_000
-    commit_interval: float = 0.25
+    commit_interval: float = 0.1
     commit_count: int = 10_000
     metadata_chars: int = METADATA_LIMIT
     order: Order = Order.NONE

@@ -19,7 +19,7 @@ from faust.types import TP
 from mode import Service
 from mode.types import ServiceT
 
-_TIMER = 0.1  # seconds between looks at what is to be committed
+_TIMER = 0.05  # seconds; how often it is asked whether a commit is due
 
 
 class Duties:

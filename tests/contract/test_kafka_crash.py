@@ -153,7 +153,7 @@ async def test_a_frozen_broker_turns_readiness_off_and_a_stop_keeps_its_budget(t
 
 @pytest.mark.slow
 async def test_a_broker_that_is_killed_and_comes_back_loses_nothing(tmp_path: Path) -> None:
-    kafka = await asyncio.to_thread(ApacheKafka(tmp_path).start)
+    kafka = await asyncio.to_thread(ApacheKafka(tmp_path, lapse=6.0).start)
     try:
         world = World(kafka.bootstrap)
         await world.make()

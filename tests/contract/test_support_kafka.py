@@ -154,7 +154,7 @@ def test_free_ports_are_distinct_and_below_the_ephemeral_range() -> None:
 def test_a_broker_stands_ten_starts_and_kills(apache_kafka: ApacheKafka, tmp_path: Path) -> None:
     """Start and stop again and again on one data folder; each start ends with an answer of the coordinator."""
     del apache_kafka  # only to skip where Apache Kafka is missing
-    kafka = ApacheKafka(tmp_path)
+    kafka = ApacheKafka(tmp_path, lapse=3.0)
     try:
         for _ in range(10):
             kafka.start()

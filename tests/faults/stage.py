@@ -55,7 +55,7 @@ class Stage:
         """A running broker with its data on disk; `secured` as in tests/support/apache_kafka.py."""
         if secured not in self._brokers:
             name = "secured" if secured else "kafka"
-            made = (ApacheKafka if secured else ProxiedKafka)(self.folder / name, secured=secured)
+            made = (ApacheKafka if secured else ProxiedKafka)(self.folder / name, secured=secured, lapse=6.0)
             self._stack.push_async_callback(asyncio.to_thread, made.stop)
             self._brokers[secured] = made
         kafka = self._brokers[secured]

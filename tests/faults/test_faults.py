@@ -29,7 +29,7 @@ FAST["storm"] = storm(jobs=3_000, partitions=8, workers=3, restarts=2, minutes=0
 def kafka() -> Iterator[ProxiedKafka]:
     """One broker for all rows; those that take it down leave it up."""
     with tempfile.TemporaryDirectory(prefix="sluiceway-faults-") as folder:
-        made = ProxiedKafka(Path(folder))
+        made = ProxiedKafka(Path(folder), lapse=6.0)
         try:
             made.start()
         except MissingPartError as cause:

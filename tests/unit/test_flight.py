@@ -76,6 +76,20 @@ async def test_a_clean_stop_is_no_death(tmp_path: Path) -> None:
         assert not StoreFlight(after, "g").condemned(a_record())
 
 
+async def test_what_was_published_a_moment_before_a_hard_exit_is_not_published_again(tmp_path: Path) -> None:
+    """In one turn of the loop a job is acked and the process says that it ends: the ack comes first on record."""
+    store = a_store(tmp_path / "0")
+    flight = StoreFlight(store, "g")
+    for offset in (1, 2):
+        flight.take(a_record(offset), alone=False)
+    store.flush()
+    flight.publish(a_record(1))
+    assert store.landed()
+    with dead(store, tmp_path / "1") as after:
+        flight = StoreFlight(after, "g")
+        assert [flight.was_published(a_record(offset)) for offset in (1, 2)] == [True, False]
+
+
 async def test_a_job_that_is_blamed_has_died_however_clean_the_stop(tmp_path: Path) -> None:
     """A fault of ours that one job brings out would else stop worker after worker."""
     for _ in range(SUSPECT_DEATHS):

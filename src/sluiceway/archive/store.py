@@ -340,9 +340,10 @@ class Store:
 
         For an orderly end that leaves jobs running; `close` does the same. It writes at once, and never raises.
         """
-        self.live.land(self._first)
-        self._told.append(("l", self._first))
         try:
+            self.flush()  # what was published till now, which is told behind all else, would not be known after this
+            self.live.land(self._first)
+            self._told.append(("l", self._first))
             self.flush()
         except Bug:
             return False  # the process ends whatever comes of it; a death too many only makes a job run alone

@@ -126,7 +126,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (_S, "_pauses", "held.ledger.span >= self.limits.span", "False"),
     ),
     "jobs_without_limit": _plant(  # twice, as tenants that compete take no more slots than there are
-        (_S, "start", "room = self.limits.jobs - self.running", "room = 10_000"),
+        (_S, "start", "room = min(jobs - self.running + self.handed, 2 * jobs - self.running,", "room = min(10_000,"),
         (slots.Slots, "may", "if self._other_at <= self._now - _RECENT:", "if True:"),
     ),
     "dropped_when_full": _plant(
@@ -138,10 +138,11 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     ),
     "nothing_started_after_a_settle": _plant((_J, "_sweep", "self.start(self._loop.time())", "pass")),
     "key_ignored": _plant((_Q, "push", "if self._by_key and key is not None:", "if False:")),
+    "turn_given_away_before_the_ack": _plant((_S, "hand_over", "or self.limits.order is Order.PARTITION", "")),
     "line_never_moves": _plant((_Q, "settled", "self._fresh.append(line.popleft())", "line.popleft()")),
     "seek_one_too_far": _plant((consumer.RoleConsumer, "_open", "opening.offset)", "opening.offset + 1)")),
     "flood_never_holds": _plant((_S, "settle", "if held.flood.settled(dead) and", "if False and")),
-    "held_partition_starts": _plant((_S, "_start_many", "if not held.reasons and", "if")),
+    "held_partition_starts": _plant((stream, "jobs_in_turn", "if not held.reasons and", "if")),
     "hold_forgotten_by_the_next_owner": _plant(
         (consumer.RoleConsumer, "_open", "if opening.partition in held:", "if False:")
     ),

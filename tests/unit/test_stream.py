@@ -52,6 +52,47 @@ def test_a_job_of_an_ended_epoch_changes_nothing() -> None:
     assert stream.running == 0
 
 
+def test_a_job_that_is_handed_over_makes_room_for_another_and_stays_open() -> None:
+    """Until the broker's ack it is open, and not more wait for their acks than may run."""
+    stream = opened(replace(SMALL, queue=20))
+    feed(stream, P0, *range(12))
+    first = stream.start(0.0)
+    assert [stream.hand_over(job) for job in first] == [True] * 4
+    assert not stream.hand_over(first[0])
+    second = stream.start(0.0)
+    assert (offsets(second), stream.running, stream.handed) == ([4, 5, 6, 7], 8, 4)
+    for job in second:
+        stream.hand_over(job)
+    assert stream.start(0.0) == []  # eight wait for acks, and that is all there may be
+    assert stream.stats(0.0)[0].watermark == 0
+    assert stream.settle(first[0], 1.0)
+    assert offsets(stream.start(1.0)) == [8]
+    stream.abandon(first[1])
+    assert (stream.running, stream.handed) == (7, 6)
+    stream.revoke([P0])
+    assert (stream.running, stream.handed, stream.bytes) == (0, 0, 0)
+    assert not stream.hand_over(second[0])
+
+
+def test_jobs_start_a_burst_at_a_time() -> None:
+    """What starts together goes on in step; the next burst starts when the driver asks again."""
+    stream = opened(Limits(jobs=10, burst=4, queue=20))
+    feed(stream, P0, *range(12))
+    assert [len(stream.start(0.0)) for _ in range(4)] == [4, 4, 2, 0]
+
+
+@pytest.mark.parametrize("order", [Order.KEY, Order.PARTITION])
+def test_what_waits_for_its_turn_waits_for_the_ack(order: Order) -> None:
+    """In order, the next begins when the one before it is on its topic, not when it is on its way there."""
+    stream = opened(replace(SMALL, order=order))
+    feed(stream, P0, *(Rec(number, key=b"k") for number in range(3)))
+    (first,) = stream.start(0.0)
+    stream.hand_over(first)
+    assert stream.start(0.0) == []
+    assert stream.settle(first, 1.0)
+    assert offsets(stream.start(1.0)) == [1]
+
+
 def test_a_batch_of_an_ended_epoch_is_dropped() -> None:
     stream = opened(SMALL)
     epoch = stream.epoch(P0)

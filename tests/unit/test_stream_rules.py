@@ -125,7 +125,7 @@ def test_turns_lose_nobody_and_keep_each_tenants_order(tenants: list[bytes], por
         assert mine == sorted(mine)
 
 
-WIDE = Limits(jobs=40, queue=200, span=1000)
+WIDE = Limits(jobs=40, burst=40, queue=200, span=1000)
 
 
 def tell(stream: Stream, partition: Partition, *names: bytes, first: int) -> None:
@@ -209,6 +209,9 @@ def test_where_room_is_for_one_the_partition_that_has_least_is_first() -> None:
     assert len(started) == 3
 
 
+EVENTS = ("feed", "feed", "start", "start", "hand over", "settle", "revoke", "abandon", "wait")
+
+
 @given(st.data())
 def test_slots_are_counted_exactly_and_no_tenant_waits_for_ever(data: st.DataObject) -> None:
     """Any order of arrivals, ends, revokes and giving up: nobody is over the limit, and in the end all have run."""
@@ -225,14 +228,15 @@ def test_slots_are_counted_exactly_and_no_tenant_waits_for_ever(data: st.DataObj
         assert stream.settle(job, now)
 
     def check() -> None:
-        beside = [job for job in running if not job.alone]
+        beside = [job for job in running if not (job.alone or job.handed)]
         assert slots.free == WIDE.jobs - len(beside) >= 0
         known = Counter(tenant(job.record) for job in beside if job.tenant is not None)  # type: ignore[arg-type]  # ours
         assert slots._counts == known
-        assert stream.running == len(running)
+        assert stream.running == len(running) <= 2 * WIDE.jobs
+        assert stream.handed == sum(job.handed for job in running)
 
     for _ in range(data.draw(st.integers(1, 25))):
-        match data.draw(st.sampled_from(["feed", "feed", "start", "start", "settle", "revoke", "abandon", "wait"])):
+        match data.draw(st.sampled_from(EVENTS)):
             case "feed":
                 where = data.draw(st.sampled_from(list(ends)))
                 count = data.draw(st.integers(1, 5 if where == LATER else 40))
@@ -244,6 +248,9 @@ def test_slots_are_counted_exactly_and_no_tenant_waits_for_ever(data: st.DataObj
             case "settle":
                 for job in data.draw(st.permutations(running))[: data.draw(st.integers(0, 20))]:
                     settle(job)
+            case "hand over":
+                for job in data.draw(st.permutations(running))[: data.draw(st.integers(0, 20))]:
+                    stream.hand_over(job)
             case "revoke":
                 where = data.draw(st.sampled_from(list(ends)))
                 stream.revoke([where])

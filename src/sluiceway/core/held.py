@@ -37,12 +37,15 @@ class Pause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`jobs` run at once; `queue` more are taken ahead of them; `bytes` counts both; `span` is per partition.
+    """`jobs` run at once, and as many may wait for their acks; `queue` more are taken ahead of them.
 
-    `commit_interval` is in seconds; `commit_count` settled jobs bring a commit forward; `limit` ends the intake.
+    `burst` are started at once: jobs that start together go on in step, and so call their model in bunches for ever.
+    `bytes` counts all of them; `span` is per partition. `commit_interval` is in seconds; `commit_count` settled jobs
+    bring a commit forward; `limit` ends the intake.
     """
 
     jobs: int = 500
+    burst: int = 32
     queue: int = 4000
     bytes: int = 64 << 20
     span: int = 10_000
@@ -54,7 +57,7 @@ class Limits:
     flood: Flood = field(default_factory=Flood)
 
     def __post_init__(self) -> None:
-        if min(self.jobs, self.queue, self.bytes, self.commit_count) < 1 or self.commit_interval <= 0:
+        if min(self.jobs, self.burst, self.queue, self.bytes, self.commit_count) < 1 or self.commit_interval <= 0:
             raise ValueError("limits must be positive")
         if not 1 <= self.span <= SPAN_LIMIT:
             raise ValueError(f"span must be 1 to {SPAN_LIMIT}: a wider one does not fit the commit's metadata")
@@ -64,7 +67,7 @@ class Held:
     """A partition under one epoch; only `Stream` changes it. `gone` once the epoch has ended."""
 
     __slots__ = (
-        "bytes", "changes", "committed", "committed_changes", "draining", "epoch", "flood", "gone", "head",
+        "bytes", "changes", "committed", "committed_changes", "draining", "epoch", "flood", "gone", "handed", "head",
         "head_since", "ledger", "map_full", "partition", "queue", "reasons", "running",
     )  # fmt: skip
 
@@ -82,7 +85,8 @@ class Held:
         self.ledger = ledger
         self.queue = queue
         self.flood = flood
-        self.running = 0
+        self.running = 0  # started and not settled
+        self.handed = 0  # of these: handed over
         self.bytes = 0
         self.draining = self.gone = self.map_full = False
         self.reasons: set[str] = set()  # held by others than the limits
@@ -90,6 +94,11 @@ class Held:
         self.changes = 0
         self.committed_changes = -1 if committed is None else 0
         self.head, self.head_since = ledger.watermark, 0.0
+
+    @property
+    def active(self) -> int:
+        """Jobs that hold a slot."""
+        return self.running - self.handed
 
     def stats(self, now: float, pauses: tuple[str, ...]) -> PartitionStats:
         ledger = self.ledger

@@ -36,13 +36,14 @@ class Fetched(Protocol):
 class Taken:
     """One open offset under its epoch. `due`: not to be started before, on the clock of `now`."""
 
-    __slots__ = ("alone", "due", "held", "record", "size", "tenant")
+    __slots__ = ("alone", "due", "handed", "held", "record", "size", "tenant")
 
     def __init__(self, held: Held, record: Fetched, size: int, due: float = 0.0) -> None:
         self.held = held
         self.record = record
         self.size = size
         self.due = due
+        self.handed = False  # its outgoing record waits for its ack
         self.alone = False  # it was there when processes died: nothing else of the role runs beside it
         self.tenant: str | None = None  # None until it was asked for
 

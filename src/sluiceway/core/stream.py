@@ -6,24 +6,26 @@ A driver (`kafka/consumer.py`, or a simulator) tells what happened and does what
     wanted()                           -> how many records to fetch from which partition; none where it is paused
     fetched(partition, epoch, ...)     -> records are taken and queued; those of a gone epoch are dropped
     start(now)                         -> the jobs to run now
-    settle(job, now)                   -> the job's one outgoing record was acked by the broker
+    hand_over(job)                     -> its one outgoing record is with the publisher: another job may start
+    settle(job, now)                   -> that record was acked by the broker
     commit_due(now) / committed / commit_failed
     drain(), revoke(partitions)        -> nothing new starts; the epoch ends, and with it the right to publish
 
-Its rules: an offset is open from its fetch until its settling; at most `Limits` are open; a partition that is full is
-left alone, so that nothing fetched is ever dropped; a job of a gone epoch changes nothing; only one commit is under way
-at a time; what is committed is always a watermark, with the map of what is finished above it.
+Its rules: an offset is open from its fetch until its settling; at most `Limits` are open; as many jobs as may run may
+wait for their acks beside them; a partition that is full is left alone, so that nothing fetched is ever dropped; a job
+of a gone epoch changes nothing; only one commit is under way at a time; what is committed is always a watermark, with
+the map of what is finished above it.
 
 `Order` is an order of work inside one partition and role: `key` runs the jobs of one key one after another. What may
-start of a partition is `core.queue`'s; a flood of dead letters holds it (`core.flood`). A job that processes have died
-with runs alone: when it is its turn the role first finishes what runs, and starts nothing until it is settled.
+start of a partition is `core.queue`'s, which partition is next is `core.turns`'; a flood of dead letters holds it
+(`core.flood`). A job that processes have died with runs alone: when it is its turn the role first finishes what runs,
+and starts nothing until it is settled.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 from sluiceway.core.alone import Alone
@@ -33,6 +35,7 @@ from sluiceway.core.held import Commit, Held, Limits, Order, Partition, Partitio
 from sluiceway.core.offsets import OffsetLedger, decode_finished
 from sluiceway.core.queue import Fetched, Queue, Taken, TenantOf
 from sluiceway.core.slots import Slots
+from sluiceway.core.turns import jobs_in_turn
 
 __all__ = ["Commit", "Limits", "Order", "Partition", "PartitionStats", "Pause", "Stream", "Taken", "Wanted"]
 
@@ -62,7 +65,8 @@ class Stream:
         self._suspect = suspect
         self._slots = None if tenant is None or limits.order is Order.PARTITION else Slots(limits.jobs, tenant)
         self._alone = Alone()
-        self.running = 0
+        self.running = 0  # started and not settled
+        self.handed = 0  # of these: handed over, they wait for their ack
         self.queued = 0
         self.bytes = 0
         self.taken = 0  # since the start
@@ -134,6 +138,7 @@ class Stream:
                 held.gone = True
                 self._sharers -= not held.queue.delay
                 self.running -= held.running
+                self.handed -= held.handed
                 self.bytes -= held.bytes
                 if self._slots is not None:
                     self._slots.end(held.epoch)
@@ -235,59 +240,48 @@ class Stream:
         return taken
 
     def start(self, now: float) -> list[Taken]:
-        """The jobs to run now, fairly from all partitions; each is running until it is settled."""
-        room = self.limits.jobs - self.running
+        """The jobs to run now, fairly from all partitions; each is running until it is settled.
+
+        `Limits.burst` of them at most: where it is so many, there may be more to start in a moment.
+        """
+        jobs = self.limits.jobs
+        room = min(jobs - self.running + self.handed, 2 * jobs - self.running, self.limits.burst)
         if self._left is not None:
             room = min(room, self._left)
         if room <= 0 or not self.queued or self._alone.running is not None:
             return []
-        jobs = [] if self._alone.waiting else self._start_many(room, now)
-        if self._alone.waiting and not jobs and not self.running:
-            jobs = self._alone.start()
-            jobs[0].held.running += 1
-        self.running += len(jobs)
-        self.queued -= len(jobs)
+        share = 1 if self.limits.order is Order.PARTITION else self._share(jobs)
+        started: list[Taken] = []
+        if not self._alone.waiting:
+            if self._slots is not None:
+                self._slots.look(self.queued, now)
+            started = jobs_in_turn(self._held.values(), room, share, now, self._alone)
+        if self._alone.waiting and not started and not self.running:
+            started = self._alone.start()
+            started[0].held.running += 1
+        self.running += len(started)
+        self.queued -= len(started)
         if self._left is not None:
-            self._left -= len(jobs)
-        if jobs:
+            self._left -= len(started)
+        if started:
             self.last_progress = now
-        return jobs
-
-    def _start_many(self, room: int, now: float) -> list[Taken]:
-        share = 1 if self.limits.order is Order.PARTITION else self._share(self.limits.jobs)
-        if self._slots is not None:
-            self._slots.look(self.queued, now)
-        jobs: list[Taken] = []
-        while room > 0 and not self._alone.waiting:
-            ready = [
-                held
-                for held in self._held.values()
-                if not held.reasons and held.running < share and held.queue.has(now)
-            ]
-            if not ready:
-                break
-            ready.sort(key=attrgetter("running"))  # whoever has least is first where room is for one
-            portion = max(1, room // len(ready))
-            found = 0
-            for held in ready:
-                left = share - held.running
-                popped = held.queue.pop(min(portion, room, left), now, share, left)
-                found += len(popped)
-                for job in popped:
-                    if job.alone:
-                        self._alone.waiting.append(job)
-                    else:
-                        jobs.append(job)
-                        held.running += 1
-                        room -= 1
-            if not found:
-                break  # what is free is kept for tenants that have few
-        return jobs
+        return started
 
     def next_due(self) -> float | None:
         """When a job of a retry topic may start, None where none waits for its time."""
         dues = [held.queue.due() for held in self._held.values() if held.queue.delay and not held.reasons]
         return min((due for due in dues if due is not None), default=None)
+
+    def hand_over(self, job: Taken) -> bool:
+        """True if the job's slot is free for another; False if its epoch has gone, or its partition works in order."""
+        held = job.held
+        if held.gone or job.handed or self.limits.order is Order.PARTITION:
+            return False
+        job.handed = True
+        held.handed += 1
+        self.handed += 1
+        self._leave(job)
+        return True
 
     def settle(self, job: Taken, now: float, *, dead: bool = False) -> bool:
         """True if the job's offset is settled; False if its epoch has gone or it was settled before.
@@ -297,11 +291,8 @@ class Stream:
         held = job.held
         if held.gone or not held.ledger.settle(job.record.offset):
             return False
-        held.running -= 1
-        held.bytes -= job.size
+        self._stop(job)
         held.changes += 1
-        self.running -= 1
-        self.bytes -= job.size
         self.settled += 1
         self.last_progress = now
         held.queue.settled(job)
@@ -313,18 +304,28 @@ class Stream:
 
     def abandon(self, job: Taken) -> None:
         """The job runs no more and was not settled: its offset stays open, and a later owner repeats it."""
-        held = job.held
-        if not held.gone:
-            held.running -= 1
-            held.bytes -= job.size
-            self.running -= 1
-            self.bytes -= job.size
+        if not job.held.gone:
+            self._stop(job)
         self._ended(job)
 
+    def _stop(self, job: Taken) -> None:
+        held = job.held
+        held.running -= 1
+        held.bytes -= job.size
+        self.running -= 1
+        self.bytes -= job.size
+        if job.handed:
+            held.handed -= 1
+            self.handed -= 1
+
     def _ended(self, job: Taken) -> None:
+        if not job.handed:
+            self._leave(job)
+        self._alone.ended(job)
+
+    def _leave(self, job: Taken) -> None:
         if self._slots is not None:
             self._slots.leave(job.held.epoch, job.record.offset)
-        self._alone.ended(job)
 
     @property
     def exhausted(self) -> bool:

@@ -104,13 +104,19 @@ class RunningJobs:
 
     def start(self, now: float) -> None:
         running = self._running
-        for job in self._stream.start(now):
+        jobs = self._stream.start(now)
+        if len(jobs) == self._settings.limits.burst:
+            self._sweep_soon()
+        for job in jobs:
             if self._detached:
                 partition = job.held.partition
                 joined = self._detached.pop((partition.topic, partition.partition, job.record.offset), None)
                 if joined is not None:
                     joined.held = job.held  # it came back while its call still runs
                     joined.size = job.size
+                    joined.handed = False
+                    if running[joined] is None:
+                        self._hand_over(joined)
                     continue
             record = job.record
             assert isinstance(record, Record)  # noqa: S101  we made it
@@ -155,10 +161,16 @@ class RunningJobs:
                 flight.drop(record)
                 self._settle(job)
             else:
+                self._hand_over(job)
                 self._publisher.submit(outgoing, self._acked, job)
         except Exception as error:  # noqa: BLE001  top of the task: the worker stops with the record unsettled
             self._flight.blame(record)
             self._give_up(job, error)
+
+    def _hand_over(self, job: Taken) -> None:
+        """Its slot is another's from now on: an ack takes as long as the brokers like."""
+        if self._stream.hand_over(job):
+            self._sweep_soon()
 
     def _acked(self, job: Taken, outgoing: Outgoing, result: TooLarge | None) -> None:
         assert isinstance(job.record, Record)  # noqa: S101  we made it
@@ -192,6 +204,9 @@ class RunningJobs:
             del self._running[job]
         else:
             self._drop(job)
+        self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
         if not self._swept:
             self._swept = True
             self._loop.call_soon(self._sweep)
@@ -203,7 +218,7 @@ class RunningJobs:
         self._detached.pop((partition.topic, partition.partition, job.record.offset), None)
 
     def _sweep(self) -> None:
-        """Once for all that was settled in one turn of the loop."""
+        """Once for all that was handed over or settled in one turn of the loop."""
         self._swept = False
         for topic, count in self._settled.items():
             self._meter.settled(self._settings.group, topic, count)

@@ -281,7 +281,7 @@ def test_an_ack_for_an_ended_epoch_does_not_mark_the_new_one_as_committed() -> N
 
 
 def test_a_nearly_full_map_pauses_but_never_for_ever() -> None:
-    stream = opened(replace(SMALL, jobs=900, queue=900, span=900, metadata_chars=60, bytes=10**6))
+    stream = opened(replace(SMALL, jobs=900, burst=900, queue=900, span=900, metadata_chars=60, bytes=10**6))
     dice = random.Random(11)
     feed(stream, P0, *range(800))
     jobs = stream.start(0.0)

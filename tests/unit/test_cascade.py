@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.core import CALM, DECLINED, USAGE, Answers, by_model, climb, down, job, plan, reply, resumed
+from tests.support.core import CALM, DECLINED, MODELS, USAGE, Answers, by_model, climb, down, job, plan, reply, resumed
 
-from sluiceway.core.call import Failure, FinishReason, Reply, Usage
+from sluiceway.core.call import Call, Failure, FinishReason, Reply, Usage
 from sluiceway.core.cascade import TABLE, Cascade, Conditions, Left, Role, Start, State, Woke
+from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug
 from sluiceway.core.outcome import Escalation, RefusalReason, Result, Review, ReviewReason, Status
 from sluiceway.core.task import Kind
@@ -221,6 +222,20 @@ def test_a_classifier_is_a_rung_of_its_own() -> None:
     assert done.models == ["student", "cheap"]
     assert isinstance(done.record, Escalation)
     assert [one.score.value for one in done.record.trail.attempts if one.score] == [0.4, 0.35]
+
+
+def test_a_call_for_a_score_has_the_tenant_and_the_clearance_of_its_job() -> None:
+    """It carries the same text as the call before it: what may be shared or kept of it is decided alike."""
+    cleared = {name: {**model, "clearance": "restricted"} for name, model in {**MODELS, "student": LOCAL}.items()}
+    gate = {"score": "local", "threshold": 0.5, "model": "student"}
+    made = plan({"gate": gate, "clearance": "confidential"}, cleared)
+    cascade = Cascade(made, job(tenant="acme"), Role.JOBS, lambda _purpose: 0.5)
+    first, scoring = cascade.start(1000.0, CALM), cascade.receive(reply(), 1001.0, CALM)
+    assert isinstance(first, Call)
+    assert isinstance(scoring, Call)
+    assert scoring.model.name == "student"
+    assert (scoring.tenant, scoring.clearance) == (first.tenant, first.clearance)
+    assert (scoring.tenant, scoring.clearance) == ("acme", Clearance.CONFIDENTIAL)
 
 
 # -- the four kinds --------------------------------------------------------------------------------------------------

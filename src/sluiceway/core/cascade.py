@@ -229,7 +229,9 @@ class Cascade:
         self._pending = (reply, answer)
         self.state = State.SCORING
         request = Request("", "", self.plan.task.schema_, self.plan.task.name, len(self._text.tokens), self.job.text)
-        return Call(judge, request, 0, min(self._deadline, self._now + judge.timeout), self.job.id)
+        deadline, clearance = min(self._deadline, self._now + judge.timeout), self._facts.clearance
+        tenant = self.job.tenant or ""
+        return Call(judge, request, 0, deadline, self.job.id, clearance=clearance, tenant=tenant)
 
     def _scored(self, event: Reply | Failure) -> Ask:
         gate = self.plan.gates[self._rung.model]

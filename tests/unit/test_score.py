@@ -126,10 +126,13 @@ VOTES = Gate(score=ScoreKind.VOTES, threshold=0.6, votes=3)
         ([None, b"a", b"a"], 2 / 3, b"a"),
         ([None, None, b"a"], 0.0, None),
         ([None, None, None], 0.0, None),
+        ([b"a"], 1 / 3, b"a"),
+        ([b"a", None], 1 / 3, b"a"),
+        ([b"a", b"a", b"a", b"b"], 3 / 4, b"a"),
     ],
 )
 def test_votes_are_a_share_of_all_draws(draws: list[bytes | None], share: float, winner: bytes | None) -> None:
-    """A draw without an answer is a vote for none."""
+    """A draw without an answer is a vote for none, and so is one that was never made."""
     score, chosen = scores.from_votes(VOTES, draws)
     assert (score.value, chosen) == (pytest.approx(share), winner)
 

@@ -58,11 +58,15 @@ def _short_spans(text: str) -> Mapping[str, Sequence[Span]]:
 
 
 def from_votes(gate: Gate, draws: Sequence[bytes | None]) -> tuple[Score, bytes | None]:
-    """The share of draws that gave the most common answer, and that answer; None stands for a draw without one."""
+    """The share of the gate's votes that gave the most common answer, and that answer.
+
+    None stands for a draw without one. A vote that was not taken, for want of time, agrees with nothing.
+    """
     (answer, count), *_ = Counter(draws).most_common(1)
     if answer is None:
         return _score(gate, 0.0, {"draws": float(len(draws))}), None
-    return _score(gate, count / len(draws), {"draws": float(len(draws))}), answer
+    votes = max(gate.votes, len(draws))  # more were cast where it came back under a policy that asks for fewer
+    return _score(gate, count / votes, {"draws": float(len(draws))}), answer
 
 
 def from_distribution(gate: Gate, label: str, distribution: Mapping[str, float] | None) -> Score:

@@ -43,10 +43,15 @@ class Entry:
         self._call = call
         self._key = key_of(job, call, digest)
         self._number = 0
-        self.reply = store.held(self._key)
+        key = self._key
+        self.reply = store.held(key)
         if self.reply is None and store.former:
-            self.reply = store.held(former_key_of(job, call))
+            key = former_key_of(job, call)
+            self.reply = store.held(key)
         """The one that this very call got before."""
+        flown = FLOWN.get()
+        if self.reply is not None and flown is not None and key not in flown.replies:
+            flown.replies += (key,)
 
     async def started(self) -> None:
         """Returns when it is on record that the call is made. Raises Bug when the store can't be written."""

@@ -23,6 +23,9 @@ Oversize = Callable[[Record, Outgoing, TooLarge], Outgoing]
 Crashed = Callable[[Record], Outgoing]
 """What to publish instead of a job that processes die of: a dead letter."""
 
+Place = tuple[Partition, int, float]
+"""A record's partition, offset and time: a topic made anew counts its offsets from nothing again."""
+
 
 class RunningJobs:
     """`fail` is told what ends the role; `wake` that there may be room for more."""
@@ -55,7 +58,7 @@ class RunningJobs:
         self._loop = asyncio.get_running_loop()
         self.finished: asyncio.Future[None] = self._loop.create_future()
         self._running: dict[Taken, asyncio.Task[None] | None] = {}  # None: its outgoing record waits for its ack
-        self._detached: dict[tuple[str, int, int], Taken] = {}
+        self._detached: dict[Place, Taken] = {}
         self._swept = False
         self._settled: Counter[str] = Counter()
         self._drains: list[tuple[asyncio.Future[None], list[Partition]]] = []
@@ -96,10 +99,12 @@ class RunningJobs:
             task = self._running[job]
             if self._settings.limits.order is not Order.NONE and task is not None:
                 task.cancel()
+                assert isinstance(job.record, Record)  # noqa: S101  we made it
+                self._flight.drop(job.record)
                 del self._running[job]
             else:
-                partition = job.held.partition
-                self._detached[partition.topic, partition.partition, job.record.offset] = job
+                self._detached[_place(job)] = job
+        self._sweep_soon()  # whoever waits for a partition to be drained waits no more
         return len(gone)
 
     def start(self, now: float) -> None:
@@ -109,8 +114,7 @@ class RunningJobs:
             self._sweep_soon()
         for job in jobs:
             if self._detached:
-                partition = job.held.partition
-                joined = self._detached.pop((partition.topic, partition.partition, job.record.offset), None)
+                joined = self._detached.pop(_place(job), None)
                 if joined is not None:
                     joined.held = job.held  # it came back while its call still runs
                     joined.size = job.size
@@ -214,8 +218,7 @@ class RunningJobs:
     def _drop(self, job: Taken) -> None:
         """A job of an ended epoch is done: nothing of it counts."""
         self._running.pop(job, None)
-        partition = job.held.partition
-        self._detached.pop((partition.topic, partition.partition, job.record.offset), None)
+        self._detached.pop(_place(job), None)
 
     def _sweep(self) -> None:
         """Once for all that was handed over or settled in one turn of the loop."""
@@ -251,3 +254,7 @@ class RunningJobs:
         finally:
             self._drains.remove(entry)
         return future.done()
+
+
+def _place(job: Taken) -> Place:
+    return job.held.partition, job.record.offset, job.record.timestamp

@@ -8,19 +8,19 @@ import orjson
 import pytest
 
 from sluiceway.archive.atomic import write_whole
-from sluiceway.archive.outcomes import OUTCOMES, RUN, OutcomeLog
+from sluiceway.archive.outcomes import OUTCOMES, RUN, OutcomeLog, Whose
 from sluiceway.core.errors import InputError
 from sluiceway.core.outcome import outcome_id
 
-IDS = [outcome_id(f"job-{number}", 0) for number in range(5)]
+IDS = [Whose(outcome_id(f"job-{number}", 0), "t") for number in range(5)]
 
 
 def opened(folder: Path, policy: str = "p" * 32, source: str = "a.csv") -> OutcomeLog:
     return OutcomeLog.open(folder, policy=policy, source=source)
 
 
-def line(identity: str) -> bytes:
-    return orjson.dumps({"outcome_id": identity, "detail": "x" * 100})
+def line(identity: Whose) -> bytes:
+    return orjson.dumps({**identity._asdict(), "detail": "x" * 100})
 
 
 def test_what_was_appended_is_finished_when_it_is_opened_again(tmp_path: Path) -> None:
@@ -30,8 +30,19 @@ def test_what_was_appended_is_finished_when_it_is_opened_again(tmp_path: Path) -
             log.append(identity, line(identity))
             assert log.has(identity)
     with opened(tmp_path / "run") as log:
-        assert [tree["outcome_id"] for tree in log.lines()] == IDS
+        assert [Whose.of(tree) for tree in log.lines()] == IDS
         assert all(log.has(identity) for identity in IDS)
+
+
+def test_a_dead_letter_of_an_older_version_is_finished_whosever_it_was(tmp_path: Path) -> None:
+    """It named no tenant: nobody's job of that id and task is asked again; another task's is."""
+    opened(tmp_path).close()
+    known = IDS[0]
+    (tmp_path / OUTCOMES).write_bytes(orjson.dumps({"outcome_id": known.outcome_id, "task": known.task}) + b"\n")
+    with opened(tmp_path) as log:
+        assert log.has(known)
+        assert log.has(known._replace(tenant="acme"))
+        assert not log.has(known._replace(task="other"))
 
 
 def test_wherever_a_kill_cuts_only_whole_lines_count(tmp_path: Path) -> None:
@@ -46,7 +57,7 @@ def test_wherever_a_kill_cuts_only_whole_lines_count(tmp_path: Path) -> None:
             kept = whole[:cut].count(b"\n")
             assert [log.has(identity) for identity in IDS[:3]] == [number < kept for number in range(3)]
             log.append(IDS[4], line(IDS[4]))
-            assert [tree["outcome_id"] for tree in log.lines()] == [*IDS[:kept], IDS[4]]
+            assert [Whose.of(tree) for tree in log.lines()] == [*IDS[:kept], IDS[4]]
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

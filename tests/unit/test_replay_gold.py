@@ -97,10 +97,12 @@ def answers(call: Call) -> Reply | Failure:
     return reply("login")
 
 
-def held(folder: Path, policy: Policy, models: Scripted) -> list[Held]:
-    """A replay of ROWS, held against gold."""
-    (folder / "a.csv").write_text("\n".join(ROWS))
-    backlog = Backlog(str(folder / "a.csv"), "triage")
+def held(
+    folder: Path, policy: Policy, models: Scripted, rows: str = "\n".join(ROWS), name: str = "a.csv"
+) -> list[Held]:
+    """A replay of these rows, held against gold."""
+    (folder / name).write_text(rows)
+    backlog = Backlog(str(folder / name), "triage")
     runner, _ = core.runner(policy, models)
 
     class Nobody:
@@ -126,6 +128,16 @@ def test_a_reference_that_was_never_asked_is_unknown(tmp_path: Path) -> None:
     assert one.reference_alone is not None
     assert one.reference_alone.unknown == pytest.approx(2 / 4)
     assert len([call for call in models.calls if call.model.name == "frontier"]) == 2
+
+
+def test_each_row_is_held_against_its_own_outcome(tmp_path: Path) -> None:
+    """Also where tenants share an id: the answer of one is not taken for the other's."""
+    rows = (
+        '{"id": "17", "tenant": "a", "input": "one", "label": "billing"}\n'
+        '{"id": "17", "tenant": "b", "input": "doubt two", "label": "login"}\n'
+    )
+    (one,) = held(tmp_path, core.policy(), Scripted(answers), rows, "a.jsonl")
+    assert (one.gold, one.answered, one.right) == (2, 2, 2)
 
 
 def test_a_recorded_reference_is_read_for_the_table_alone(tmp_path: Path) -> None:

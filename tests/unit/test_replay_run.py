@@ -201,6 +201,18 @@ async def test_an_id_that_stands_there_twice_is_asked_once(world: World) -> None
     assert [(line["job_id"], line["round"]) for line in world.lines()] == [("a", 0), ("a", 1)]
 
 
+async def test_an_id_that_tenants_and_tasks_share_is_as_many_jobs(world: World) -> None:
+    """Each has its outcome, an answer or a dead letter, and going on asks none of them again."""
+    models = Scripted(answers)
+    owners: list[dict[str, str]] = [{}, {"tenant": "a"}, {"tenant": "b"}, {"tenant": "a", "task": "x"}, {"task": "y"}]
+    backlog = world.write([orjson.dumps({"id": "17", "input": "sure", **owner}).decode() for owner in owners])
+    for _ in range(2):
+        await world.run(backlog, models)
+        found = Counter((line["tenant"], line["task"]) for line in world.lines())
+        assert found == Counter((owner.get("tenant"), owner.get("task", "triage")) for owner in owners)
+    assert len(models.calls) == 3
+
+
 async def test_the_file_a_job_stands_in_decides_nothing(world: World) -> None:
     """Origins differ between a file and a topic; answers, reasons and costs do not."""
 

@@ -12,11 +12,13 @@ from sluiceway.core.window import Window
 _TRAIL = Trail("o", 0.0, 0.0)
 
 
-def made(job: str, at: float, *, result: bool, turn: int = 0) -> Result | Review:
+def made(
+    job: str, at: float, *, result: bool, turn: int = 0, task: str = "t", tenant: str | None = None
+) -> Result | Review:
     identity = outcome_id(job, turn)
     if result:
-        return Result(identity, job, turn, "t", Status.ANSWERED, "p", at, _TRAIL, 0, 0.0)
-    return Review(identity, job, turn, "t", ReviewReason.UNSETTLED, "p", at, _TRAIL, 0, 0.0, {})
+        return Result(identity, job, turn, task, Status.ANSWERED, "p", at, _TRAIL, 0, 0.0, tenant=tenant)
+    return Review(identity, job, turn, task, ReviewReason.UNSETTLED, "p", at, _TRAIL, 0, 0.0, {}, tenant=tenant)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 2), st.booleans()), max_size=60))
@@ -33,6 +35,15 @@ def test_the_last_admitted_outcome_of_a_job_is_its_effective_one(story: list[tup
             kinds = [type(outcome) for outcome in mine if outcome.round == turn]
             assert kinds in ([Result], [Review], [Review, Result])
         assert (mine[-1] if mine else None) == effective(outcome for outcome in outcomes if outcome.job_id == job)
+
+
+def test_jobs_of_one_id_are_each_their_tenants_and_their_tasks() -> None:
+    """Tenants choose ids by themselves, and so do the publishers of two tasks: none loses an outcome to another."""
+    window = Window(10)
+    owners = [("triage", "a"), ("triage", "b"), ("tagging", "a"), ("triage", None)]
+    for expected in (True, False):
+        for task, tenant in owners:
+            assert window.admits(made("17", 0.0, result=True, task=task, tenant=tenant)) is expected
 
 
 def test_the_window_is_bounded_and_forgets_the_oldest() -> None:

@@ -1,16 +1,18 @@
 """The outcomes of one replay in a folder: one line each, appended as it is made; and whose outcomes they are.
 
-What is done is read from the outcomes themselves, by job id, and from nothing else: progress can't be ahead of output.
+What is done is read from the outcomes themselves, by whose they are, and from nothing else: progress can't be ahead of
+output.
 A line that a kill cut short is dropped; its job is asked again. One run at a time holds the folder.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -21,12 +23,32 @@ OUTCOMES, RUN = "outcomes.jsonl", "run.json"
 _SYNC_EVERY = 256  # lines; a kill loses none of those written, a power cut at most so many
 
 
+class Whose(NamedTuple):
+    """Which round of which job an outcome is of: tenants and tasks that share job ids share the outcome id too."""
+
+    outcome_id: str
+    task: str | None = None  # None where bytes are no job
+    tenant: str | None = None
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Whose:
+        """Raises KeyError, TypeError for a line that is no outcome."""
+        return cls(line["outcome_id"], line.get("task"), line.get("tenant"))
+
+    @property
+    def digest(self) -> bytes:
+        """A replay may have millions: 16 bytes each. Raises ValueError where the id is none."""
+        known = bytes.fromhex(self.outcome_id)
+        return hashlib.sha256(b"\0".join((known, *((name or "").encode() for name in self[1:])))).digest()[:16]
+
+
 class OutcomeLog:
-    """`with OutcomeLog.open(folder, policy=..., source=...) as log:`; `finished` holds the ids of its outcomes."""
+    """`with OutcomeLog.open(folder, policy=..., source=...) as log:`; `finished` holds whose outcomes it has."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.folder = folder
         self.finished: set[bytes] = set()
+        self._untold: set[Whose] = set()  # dead letters of an older version, which named no tenant
         self._number = number
         self._unsynced = 0
 
@@ -46,22 +68,25 @@ class OutcomeLog:
             log._lock()
             log._belongs_to(policy, source)
             log._drop_cut_line()
-            log.finished = {_key(line["outcome_id"]) for line in log.lines()}
+            for line in log.lines():
+                log.finished.add(Whose.of(line).digest)
+                if "tenant" not in line:
+                    log._untold.add(Whose.of(line))
             sync_folder(folder)
         except BaseException:
             os.close(number)
             raise
         return log
 
-    def has(self, outcome_id: str) -> bool:
-        return _key(outcome_id) in self.finished
+    def has(self, whose: Whose) -> bool:
+        return whose.digest in self.finished or (bool(self._untold) and whose._replace(tenant=None) in self._untold)
 
-    def append(self, outcome_id: str, line: bytes) -> None:
-        """Written when it returns. `line` is one JSON object with that `outcome_id`. Raises OSError (disk full)."""
+    def append(self, whose: Whose, line: bytes) -> None:
+        """Written when it returns. `line` is one JSON object that says so of itself. Raises OSError (disk full)."""
         left = memoryview(line + b"\n")
         while left:
             left = left[os.write(self._number, left) :]
-        self.finished.add(_key(outcome_id))
+        self.finished.add(whose.digest)
         self._unsynced += 1
         if self._unsynced >= _SYNC_EVERY:
             self.sync()
@@ -76,8 +101,8 @@ class OutcomeLog:
             for number, line in enumerate(file, 1):
                 try:
                     tree = orjson.loads(line)
-                    _key(tree["outcome_id"])
-                except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+                    _ = Whose.of(tree).digest
+                except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
                     mend = "move this folder away, or take that line out"
                     raise InputError("out", f"{file.name}:{number}: not an outcome. Mend: {mend}") from None
                 yield tree
@@ -140,8 +165,3 @@ class OutcomeLog:
             end = start
         if end < size:
             os.ftruncate(self._number, end)
-
-
-def _key(outcome_id: str) -> bytes:
-    """Half the size of the text: a replay may have millions."""
-    return bytes.fromhex(outcome_id)

@@ -206,7 +206,10 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (
 
 
 def outcome_id(job_id: str, round: int) -> str:  # noqa: A002  the word list's own name
-    """The stable id of the outcome of `round` of a job: 32 hex digits."""
+    """The stable id of the outcome of `round` of a job: 32 hex digits.
+
+    Where tenants or tasks use the same job ids they share it: what drops repeats looks at all three.
+    """
     return hashlib.sha256(f"{job_id}\0{round}".encode()).hexdigest()[:32]
 
 

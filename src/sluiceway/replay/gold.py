@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 import orjson
 
 from sluiceway.archive.backlog import Backlog, Row
+from sluiceway.archive.outcomes import Whose
 from sluiceway.core import ledger
 from sluiceway.core.answer import Answer
 from sluiceway.core.call import Call, Reply
 from sluiceway.core.catalog import Api
 from sluiceway.core.errors import InputError
-from sluiceway.core.outcome import outcome_id
 from sluiceway.core.plan import Plan
 from sluiceway.core.task import Kind
 from sluiceway.ports import Models
+from sluiceway.replay.run import whose_outcome
 
 THRESHOLDS = 10
 _LOOKED_AT = 1000  # rows
@@ -90,12 +91,12 @@ async def hold(
     backlog: Backlog, column: str, plans: Mapping[str, Plan], models: Models, lines: Iterable[Mapping[str, Any]]
 ) -> list[Held]:
     """Each task of the replay held against the gold in `column`; rows without it count for nothing."""
-    outcomes = {bytes.fromhex(line["outcome_id"]): _Outcome.of(line) for line in lines if "trail" in line}
+    outcomes = {Whose.of(line).digest: _Outcome.of(line) for line in lines if "trail" in line}
     found: dict[str, _Tally] = {}
     for row in backlog.rows():
         if not isinstance(row, Row):
             continue
-        outcome = outcomes.pop(bytes.fromhex(outcome_id(row.job.id, row.job.round)), None)
+        outcome = outcomes.pop(whose_outcome(row).digest, None)
         plan = plans.get(row.job.task)
         gold = row.fields.get(column)
         if outcome is not None and plan is not None and gold not in (None, ""):

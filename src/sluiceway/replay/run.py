@@ -15,7 +15,7 @@ from typing import Protocol
 import orjson
 
 from sluiceway.archive.backlog import BadRow, Row
-from sluiceway.archive.outcomes import OutcomeLog
+from sluiceway.archive.outcomes import OutcomeLog, Whose
 from sluiceway.core import outcome as outcomes
 from sluiceway.core.errors import InputError
 from sluiceway.core.job import Job
@@ -99,7 +99,7 @@ class _Feed:
     ) -> None:
         self._runner, self._log, self._bounds, self._watcher, self._stop = runner, log, bounds, watcher, stop
         self._rows = self._read(rows)
-        self._taken: set[str] = set()  # in flight: a second row of the same id waits for no one and is not asked
+        self._taken: set[Whose] = set()  # in flight: a second row of the same job waits for no one and is not asked
         self._count = 0
         self.ended = Ended.FINISHED
         self.broken: InputError | None = None  # the file breaks off; what was read of it is finished first
@@ -116,10 +116,10 @@ class _Feed:
             self.ended = ended
             return None
         for row in self._rows:
-            if self._log.has(key := _key(row)) or key in self._taken:
+            if self._log.has(whose := whose_outcome(row)) or whose in self._taken:
                 self._watcher.done(None, self._runner.spent)
                 continue
-            self._taken.add(key)
+            self._taken.add(whose)
             self._count += 1
             return row
         return None
@@ -141,14 +141,14 @@ class _Feed:
         return None
 
     async def _answer(self, row: Row | BadRow) -> None:
-        key = _key(row)
+        whose = whose_outcome(row)
         made: Result | Review | None = None
         try:
             line = outcomes.encode(made := await self._climb(row))
         except InputError as error:
             line = _dead_letter(row, error)
-        self._log.append(key, line)
-        self._taken.discard(key)
+        self._log.append(whose, line)
+        self._taken.discard(whose)
         self._watcher.done(made, self._runner.spent)
 
     async def _climb(self, row: Row | BadRow) -> Result | Review:
@@ -161,19 +161,22 @@ class _Feed:
         return await climb(self._runner, row.job)
 
 
-def _key(row: Row | BadRow) -> str:
-    """The outcome's id; bytes that are no job have only themselves to be known by."""
-    return row.sha256[:32] if isinstance(row, BadRow) else outcome_id(row.job.id, row.job.round)
+def whose_outcome(row: Row | BadRow) -> Whose:
+    """Whose the row's outcome is; bytes that are no job have only themselves to be known by."""
+    if isinstance(row, BadRow):
+        return Whose(row.sha256[:32])
+    return Whose(outcome_id(row.job.id, row.job.round), row.job.task, row.job.tenant)
 
 
 def _dead_letter(row: Row | BadRow, error: InputError) -> bytes:
     known = set(DeadLetterReason)
     return orjson.dumps(
         {
-            "outcome_id": _key(row),
+            "outcome_id": whose_outcome(row).outcome_id,
             "job_id": None if isinstance(row, BadRow) else row.job.id,
             "round": 0 if isinstance(row, BadRow) else row.job.round,
             "task": None if isinstance(row, BadRow) else row.job.task,
+            "tenant": None if isinstance(row, BadRow) else row.job.tenant,
             "origin": row.origin if isinstance(row, BadRow) else row.job.origin,
             "reason": error.reason if error.reason in known else DeadLetterReason.INVALID,
             "detail": error.detail,

@@ -63,7 +63,9 @@ def configure(stream: TextIO | None = None, *, readable: bool | None = None) -> 
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer = structlog.dev.ConsoleRenderer(colors=True) if pretty else structlog.processors.JSONRenderer()
+    # Not structlog's usual one: where rich is installed that prints the locals of each frame, records and keys too.
+    console = structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)
+    renderer = console if pretty else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[*shared, _redact, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

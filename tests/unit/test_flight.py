@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.stores import Time, a_commit, a_record, a_store, dead
+from tests.support.stores import REPLY, Time, a_call, a_commit, a_job, a_record, a_store, dead
 
 from sluiceway.archive.flight import SUSPECT_DEATHS, StoreFlight
+from sluiceway.archive.journal import Journal
 from sluiceway.archive.store import Bounds
 from sluiceway.core.errors import Bug
 from sluiceway.ports import Flight, Record
@@ -202,6 +203,46 @@ async def test_what_nobody_asks_for_is_forgotten_with_age(tmp_path: Path) -> Non
         assert flight.condemned(a_record(1)) is known
         assert flight.was_published(a_record(2)) is known
         store.close()
+
+
+async def test_what_another_worker_has_for_good_is_forgotten_with_age(tmp_path: Path) -> None:
+    """Jobs that ended with their epoch, and published ones whose commit was refused, of this run and an earlier one."""
+    time = Time()
+    store = a_store(tmp_path / "0", time)
+    flight = StoreFlight(store, "g")
+    flight.take(a_record(2000), alone=False)
+    flight.publish(a_record(2000))
+    store.flush()
+    with dead(store, tmp_path / "1"):
+        pass
+    store = a_store(tmp_path / "1", time, Bounds(age=60.0))
+    flight, journal = StoreFlight(store, "g"), Journal(store)
+    flight.publish(a_record(2000))
+    for number in range(10):
+        ended, refused = a_record(number), a_record(1000 + number)
+        flight.take(ended, alone=False)
+        flight.begin(ended)
+        entry = journal.entry(a_job(f"j{number}"), a_call())
+        assert entry is not None
+        entry.ended(REPLY)
+        flight.drop(ended)
+        flight.take(refused, alone=False)
+        flight.publish(refused)
+    store.flush()
+    assert len(flight._own) == 10
+    time.now += 59
+    flight.take(a_record(3000), alone=False)
+    flight.publish(a_record(3000))
+    time.now += 2
+    store.prune()
+    assert not flight.was_published(a_record(1000))
+    assert not flight.was_published(a_record(2000))
+    assert flight.was_published(a_record(3000))
+    assert [len(flight._own), len(flight._published), sum(map(len, flight._uncovered.values()))] == [1, 0, 1]
+    assert not flight._running
+    flight.cover(a_commit(3001))
+    assert not flight.was_published(a_record(3000))
+    store.close()
 
 
 async def test_the_jobs_of_a_turn_are_one_write(tmp_path: Path) -> None:

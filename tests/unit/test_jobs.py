@@ -6,10 +6,11 @@ import asyncio
 from pathlib import Path
 
 from tests.support.running import RunningRole, turns
-from tests.support.stores import REPLY, a_call, a_commit, a_job, a_record, a_store, dead
+from tests.support.stores import REPLY, Time, a_call, a_commit, a_job, a_record, a_store, dead
 
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.journal import Journal
+from sluiceway.archive.store import Bounds
 from sluiceway.core.stream import Order
 from sluiceway.ports import Outgoing, Record
 
@@ -103,4 +104,28 @@ async def test_replies_of_a_job_that_is_cancelled_and_comes_back_go_when_it_is_c
     assert paid == [0]
     assert store.row("SELECT count(*) FROM replies", ()) == (0,)
     assert not store.live.jobs
+    store.close()
+
+
+async def test_a_fault_of_a_job_that_is_older_than_the_store_keeps_ends_the_role(tmp_path: Path) -> None:
+    """The store knows of it no more, and it is blamed all the same."""
+    time = Time()
+    store = a_store(tmp_path, time, Bounds(age=60.0))
+    role = RunningRole(StoreFlight(store, "g"))
+    fault = RuntimeError("a fault of ours")
+
+    async def broken(_: Record) -> Outgoing:
+        await role.gate.wait()
+        raise fault
+
+    role.jobs._work = broken
+    await role.run(a_record(1))
+    store.flush()
+    time.now += 61
+    store.prune()
+    role.gate.set()
+    await turns()
+    assert role.failed == [fault]
+    store.flush()
+    assert store.row("SELECT deaths, alone FROM deaths", ()) == (1, 0)
     store.close()

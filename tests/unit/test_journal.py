@@ -159,7 +159,13 @@ async def test_a_job_that_was_dropped_finds_its_replies_when_it_comes_back(tmp_p
     await asyncio.create_task(works())
     flight.drop(a_record())
     assert held(store, a_job(), a_call()) == REPLY
+
+    async def works_again() -> None:
+        flight.begin(a_record())
+        assert held(store, a_job(), a_call()) == REPLY
+
     flight.take(a_record(), alone=False)
+    await asyncio.create_task(works_again())
     flight.publish(a_record())
     flight.cover(Commit(Partition("jobs", 0), 1, 2, "", 0))
     assert held(store, a_job(), a_call()) is None

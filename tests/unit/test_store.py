@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.stores import REPLY, Time, a_call, a_job, a_record, a_store, contents, held, pays
+from tests.support.stores import REPLY, Time, a_call, a_job, a_record, a_store, contents, dead, held, pays
 
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.store import Bounds, open_store
@@ -101,6 +101,42 @@ async def test_a_store_of_format_4_is_read(tmp_path: Path) -> None:
     assert not flight.was_published(a_record(2))
     again.close()
     assert not [name for name in contents(tmp_path) if name.endswith(".aside")]
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("replies", b"\0"),
+        ("replies", b"[[[1]],[],[]]"),
+        ("replies", b"[]"),
+        ("turns", b"\0"),
+        ("turns", b"7"),
+        ("turns", b'[["t",1]]'),
+        ("turns", b'[["t","1","g",["jobs",0,1,1.5],0,1000.0]]'),
+        ("turns", b'[["t",1,"g",["jobs",0,1],0,1000.0]]'),
+        ("turns", b'[["s",1,"j1"]]'),
+        ("turns", b'[["d",[]]]'),
+    ],
+)
+async def test_a_row_that_is_damaged_is_a_row_that_is_gone(tmp_path: Path, table: str, told: bytes) -> None:
+    """It costs money, never a start; what lies in the other rows is there."""
+    store = a_store(tmp_path / "0")
+    for name in ("j1", "j2"):
+        await pays(store, a_job(name), a_call(), REPLY)
+        await asyncio.sleep(0)
+    StoreFlight(store, "g").take(a_record(7), alone=True)
+    await asyncio.sleep(0)
+    with closing(sqlite3.connect(tmp_path / "0" / "store.db")) as db:
+        db.execute(f"INSERT INTO {table} (id, at, told) VALUES (-1, 1000.0, ?)", (told,))  # noqa: S608  our own names
+        db.execute("UPDATE replies SET told = ? WHERE id = 1 AND ? = 'replies'", (told, table))
+        db.commit()
+    with dead(store, tmp_path / "1") as again:
+        assert held(again, a_job("j2"), a_call()) == REPLY
+        assert held(again, a_job("j1"), a_call()) == (None if table == "replies" else REPLY)
+        assert StoreFlight(again, "g").condemned(a_record(7))
+        await pays(again, a_job("j3"), a_call(), REPLY)
+        again.flush()
+        assert again.row("SELECT count(*) FROM replies", ()) == (2 if table == "replies" else 3,)
 
 
 async def test_a_store_of_a_later_format_is_set_aside(tmp_path: Path) -> None:

@@ -36,12 +36,13 @@ class Flown:
     only its trail tells.
     """
 
-    __slots__ = ("calls", "coordinates", "known", "number", "replies")
+    __slots__ = ("alone", "calls", "coordinates", "known", "number", "replies")
 
-    def __init__(self, number: int, coordinates: Coordinates, replies: tuple[str, ...] = ()) -> None:
+    def __init__(self, number: int, coordinates: Coordinates, *, alone: bool = False) -> None:
         self.number = number
         self.coordinates = coordinates
-        self.replies = replies
+        self.alone = alone
+        self.replies: tuple[str, ...] = ()
         self.calls: tuple[int, ...] = ()
         self.known: bytes | None = None  # of an earlier run, which published it
 
@@ -60,8 +61,8 @@ class StoreFlight:
         self._running: dict[Coordinates, Flown] = {}
         self._uncovered: defaultdict[tuple[str, int], list[Flown]] = defaultdict(list)
         self._own: set[Coordinates] = set()  # published in this run, and uncovered
-        self._dropped: dict[Coordinates, tuple[str, ...]] = {}  # replies of jobs that may come back
         self._published, self._deaths = self._left_over()
+        store.pruned.append(self._forget)
 
     def _left_over(self) -> tuple[dict[bytes, list[int]], dict[bytes, tuple[int, bool]]]:
         """What earlier runs published, as key -> numbers, and how often which job died, the last death included."""
@@ -152,8 +153,6 @@ class StoreFlight:
         """It ended with nothing of it counting (an ended epoch, a stop)."""
         job = self._running.pop(_coordinates(record), None)
         if job is not None:
-            if job.replies:
-                self._dropped[job.coordinates] = job.replies
             self._store.forget(job.number)
             self._store.soon()
 
@@ -161,8 +160,7 @@ class StoreFlight:
         """Its work ended this process by a fault of ours: as good as a death, however orderly the stop is."""
         job = self._running.pop(_coordinates(record), None)
         if job is not None:
-            stage = self._store.live.jobs[job.number][4]
-            self._counts.append((self._key(job.coordinates), int(stage == Stage.ALONE), self._store.now()))
+            self._counts.append((self._key(job.coordinates), int(job.alone), self._store.now()))
             self._store.forget(job.number)
             self._store.soon()
 
@@ -197,12 +195,27 @@ class StoreFlight:
         self._store.forget(*numbers)
         self._store.soon()
 
+    def _forget(self) -> None:
+        """What the store has forgotten for its age: a partition that is another worker's for good brings no commit."""
+        jobs = self._store.live.jobs
+        published: dict[bytes, list[int]] = {}
+        for key, numbers in self._published.items():
+            if kept := [number for number in numbers if number in jobs]:
+                published[key] = kept
+        self._published = published
+        for partition, uncovered in list(self._uncovered.items()):
+            left = [job for job in uncovered if job.number in jobs or job.known in published]
+            if left:
+                self._uncovered[partition] = left
+            else:
+                del self._uncovered[partition]
+        self._own &= {job.coordinates for left in self._uncovered.values() for job in left}
+
     # -- keys ---------------------------------------------------------------------------------------------------
 
     def _take(self, coordinates: Coordinates, stage: Stage) -> None:
         number = self._store.take(self._group, coordinates, int(stage))
-        dropped = self._dropped.pop(coordinates, ()) if self._dropped else ()
-        self._running[coordinates] = Flown(number, coordinates, dropped)
+        self._running[coordinates] = Flown(number, coordinates, alone=stage is Stage.ALONE)
 
     def _key(self, coordinates: Coordinates) -> bytes:
         return _key(self._group, coordinates)

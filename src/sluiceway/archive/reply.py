@@ -120,8 +120,19 @@ def _encoded(kept: Mapping[str, Reply]) -> tuple[bytes, bytes, bytes]:
     )
 
 
-def decode_replies(told: bytes, tokens: bytes | None, numbers: bytes | None) -> dict[str, Reply]:
-    """What `encode_replies` wrote, or format 4 in `told` alone."""
+def decode_replies(told: bytes, tokens: bytes | None, numbers: bytes | None) -> dict[str, Reply] | None:
+    """What `encode_replies` wrote, or format 4 in `told` alone. None where it is damaged: it is paid for again."""
+    try:
+        return _decoded(told, tokens, numbers)
+    except DAMAGED:
+        return None
+
+
+DAMAGED = (ValueError, TypeError, LookupError, AttributeError, struct.error)
+"""What comes of reading a row that is not as we wrote it."""
+
+
+def _decoded(told: bytes, tokens: bytes | None, numbers: bytes | None) -> dict[str, Reply]:
     tree = orjson.loads(told)
     if tokens is None or numbers is None:
         return {key: read_reply(found) for key, found in tree}

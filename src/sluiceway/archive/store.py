@@ -72,6 +72,7 @@ class Store:
         self.now = now
         self.bounds = bounds
         self.live = Live()
+        self.pruned: list[Callable[[], None]] = []  # who is told when what is too old has been forgotten
         self._batches: dict[str, list[tuple[Any, ...]]] = {}
         self._due = False
         self._turns = 0  # that were written, or could not be
@@ -110,7 +111,7 @@ class Store:
         self._row = 1
         for row, *columns in db.execute("SELECT id, told, tokens, numbers FROM replies ORDER BY id"):
             self._row = row + 1
-            self._held.update(dict.fromkeys(decode_replies(*columns), row))
+            self._held.update(dict.fromkeys(decode_replies(*columns) or (), row))
         self.former = frozenset(key for key in self._held if len(key) == _FORMER)
         self._left.update(self._held.values())
         self._gone = [(row,) for (row,) in db.execute("SELECT id FROM replies") if row not in self._left]
@@ -164,7 +165,7 @@ class Store:
         if row is None:
             return self._kept.get(key)
         found = self.row("SELECT told, tokens, numbers FROM replies WHERE id = ?", (row,))
-        return None if found is None else decode_replies(*found).get(key)
+        return None if found is None else (decode_replies(*found) or {}).get(key)
 
     def release(self, *keys: str) -> None:
         """Nobody will ask for these any more."""
@@ -331,6 +332,8 @@ class Store:
         if any(row < least for row in self._left):
             self._held = {key: row for key, row in self._held.items() if row >= least}
             self._left = Counter(self._held.values())
+        for told in self.pruned:
+            told()
 
     def _bug(self, error: sqlite3.Error) -> Bug:
         return Bug(f"store {self.directory}: {error}. Mend: free the disk, or move --state")

@@ -15,11 +15,13 @@ a place was one text with spaces between, its timestamp in milliseconds, and a p
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
+from sluiceway.archive.reply import DAMAGED
 from sluiceway.archive.tables import Stage
 
 Place = tuple[str, int, int, float] | str
@@ -37,30 +39,37 @@ class Live:
         self.highest = 0  # of a job's number
 
     def read(self, rows: Iterable[bytes]) -> None:
-        """Takes in what `rows` tell, in their order."""
+        """Takes in what `rows` tell, in their order. One that is damaged tells nothing from where it is on."""
         for row in rows:
-            for what, number, *rest in orjson.loads(row):
-                match what:
-                    case "t":
-                        self._took((what, number, *rest))
-                    case "p":
-                        self.published.update(one for one in (number, *rest) if one in self.jobs)
-                    case "d":
-                        self.drop((number, *rest))
-                    case "l":
-                        self.land(number)
-                    case "s":
-                        self.calls[number] = (what, number, *rest)
-                    case "e":
-                        for one in (number, *rest):
-                            self.calls.pop(one, None)
+            with contextlib.suppress(*DAMAGED):
+                for item in orjson.loads(row):
+                    self._read(*item)
 
-    def _took(self, job: Any) -> None:
-        _, number, _, place, stage, _ = job
-        self.jobs[number] = job if isinstance(place, str) else (*job[:3], tuple(place), *job[4:])
+    def _read(self, what: str, number: int, *rest: Any) -> None:
+        match what:
+            case "t":
+                self._took(number, *rest)
+            case "p":
+                self.published.update(one for one in (number, *rest) if one in self.jobs)
+            case "d":
+                self.drop((number, *rest))
+            case "l":
+                self.land(number)
+            case "s":
+                job_id, task, model, at = rest
+                self.calls[number] = ("s", number, job_id, task, model, float(at))
+            case "e":
+                for one in (number, *rest):
+                    self.calls.pop(one, None)
+
+    def _took(self, number: int, group: str, place: Any, stage: int, at: float) -> None:
+        if not isinstance(place, str):
+            topic, partition, offset, timestamp = place
+            place = topic, partition, offset, float(timestamp)
+        self.highest = max(self.highest, number)
+        self.jobs[number] = ("t", number, group, place, int(stage), float(at))
         if stage == Stage.PUBLISHED:
             self.published.add(number)
-        self.highest = max(self.highest, number)
 
     def drop(self, numbers: Iterable[int]) -> None:
         """These jobs need no memory any more."""

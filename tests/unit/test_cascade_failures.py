@@ -8,7 +8,7 @@ from tests.support.core import CALM, by_model, climb, down, job, plan, reply, re
 from sluiceway.core.call import FailureKind
 from sluiceway.core.cascade import MAX_STEPS, Cascade, Conditions, Finish, Role, Wait, Woke
 from sluiceway.core.health import Health
-from sluiceway.core.outcome import Escalation, Result, Review, ReviewReason
+from sluiceway.core.outcome import Escalation, RefusalReason, Result, Review, ReviewReason
 from sluiceway.core.trail import Attempt, EscalationReason, Routed, Waited
 
 
@@ -166,3 +166,31 @@ def test_the_deadline_bounds_each_call() -> None:
     done = climb(plan({"deadline": "5s"}), job(), by_model(cheap=reply()))
     assert done.calls[0].deadline == 1005.0
     assert 1030.0 <= climb(plan(), job(), by_model(cheap=reply())).calls[0].deadline <= 1120.0
+
+
+def test_no_call_lasts_beyond_the_jobs_expires_at() -> None:
+    """An answer after it is wanted by nobody; a job that never expires has its task's time."""
+    assert climb(plan(), job(expires_at=1005), by_model(cheap=reply())).calls[0].deadline == 1005.0
+    late = climb(plan(), job(expires_at=9999), by_model(cheap=reply())).calls[0].deadline
+    assert late == climb(plan(), job(), by_model(cheap=reply())).calls[0].deadline
+
+
+def test_a_job_that_expired_during_a_call_is_not_called_for_again() -> None:
+    """Neither at the next rung, nor by another try, nor for another vote; what came before stands in its trail."""
+    mid = {"mid": {"provider": "openai", "model": "gpt-mid", "tier": "mid", "params": {"max_tokens": 50}}}
+    three = plan({"ladder": ["cheap", "mid", "frontier"]}, mid)
+    votes = plan(
+        {"gate": {"score": "votes", "threshold": 0.5, "votes": 5}, "ladder": ["cheap", "mid", "frontier"]}, mid
+    )
+    for made, answer in ((three, reply(p=0.3)), (three, down()), (votes, reply(p=None))):
+        done = climb(made, job(expires_at=1005), by_model(cheap=answer), seconds=20.0)
+        assert isinstance(done.record, Result)
+        assert (done.record.reason, done.models) == (RefusalReason.EXPIRED, ["cheap"])
+        assert len(done.record.trail.attempts) == 1
+
+
+def test_a_job_that_expires_soon_is_tried_again_in_the_first_half_of_its_time() -> None:
+    """The rest is the reference's, whose time-out may be longer than all the job has."""
+    done = climb(plan({"retries": {"tries": 9}}), job(expires_at=1010), by_model(cheap=down()))
+    assert len(done.calls) > 1
+    assert done.ended <= 1006.0

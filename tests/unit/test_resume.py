@@ -233,12 +233,14 @@ def test_a_rung_that_became_the_reference_is_for_the_other_role() -> None:
 
 def test_what_has_expired_meanwhile_is_not_paid_for() -> None:
     """In its worker or outside it: `expires_at` is looked at when the wait is over."""
-    retry = left(THREE, busy(60.0), expires_at=1050)
-    done = climb(THREE, job(expires_at=1050), lambda _call: reply(), resumed=retry, now=1061.0)
-    slept = climb(THREE, job(expires_at=1050), lambda _call: busy(60.0))
+    retry = left(THREE, busy(40.0), expires_at=1100)
+    done = climb(THREE, job(expires_at=1100), lambda _call: reply(), resumed=retry, now=1101.0)
+    waits = made("cheap", "mid", "frontier", deadline="10m", on_failure="wait")
+    slept = climb(waits, job(expires_at=1100), lambda _call: busy(60.0))
     for record in (done.record, slept.record):
         assert isinstance(record, Result)
         assert record.reason is RefusalReason.EXPIRED
+    assert slept.ended == 1100.0
 
 
 def test_a_retry_whose_trail_ends_in_no_wait_is_no_retry() -> None:

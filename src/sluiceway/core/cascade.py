@@ -7,6 +7,7 @@ hands on through the escalations topic; `escalations` resumes from the trail and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -49,7 +50,8 @@ class Cascade:
         self._resumed = resumed
         self._text = plan.prompt.read(job) if text is None else text
         self._record = Recorder(plan, job, role, resumed)
-        self._now = self._deadline = 0.0
+        self._now = self._deadline = self._whole = 0.0  # whole: seconds, of which the reference gets half at most
+        self._expires = math.inf if job.expires_at is None else job.expires_at
         self._until = 0.0  # of the current wait
         self._conditions = USUAL
         self._facts = plan.router.facts(job, len(self._text.tokens))
@@ -59,8 +61,7 @@ class Cascade:
         self._fuel = MAX_STEPS
         self._waits = 0
         self._reference_allowed = False
-        self._draws: list[bytes | None] = []
-        self._drawn: dict[bytes, Answer] = {}
+        self._draws: list[Answer | None] = []
         self._pending: tuple[Reply, Answer] | None = None
 
     def start(self, now: float, conditions: Conditions) -> Ask:
@@ -85,15 +86,18 @@ class Cascade:
         if self._conditions.language != "und":
             self._facts = replace(self._facts, language=self._conditions.language)
         left = plan.task.deadline if self._resumed is None else self._resumed.trail.remaining
-        self._deadline = now + left
+        self._deadline = min(now + left, self._expires)
+        self._whole = min(plan.task.deadline, self._expires - now)
         self._record.begin(self._deadline)
         if isinstance(self._resumed, Retry):
             return self._returned(self._resumed)
-        if job.expires_at is not None and job.expires_at <= now:
-            return self._refuse(RefusalReason.EXPIRED, "its expires_at has passed")
+        if self._expires <= now:
+            return self._late()
         dear = self._conditions.too_dear if self.role is Role.JOBS else worth.NONE
         skipped = worth.skipped(plan.task.worth, dear, self._coin)
-        route = self._routed(plan.router.plan(job, self._facts, self._conditions.health, now, left, skipped))
+        route = self._routed(
+            plan.router.plan(job, self._facts, self._conditions.health, now, self._deadline - now, skipped)
+        )
         if isinstance(route, NoRoute):
             return self._refuse(route.reason, route.detail)
         self._rungs = resume.rungs_of(plan, route, self.role)
@@ -103,7 +107,8 @@ class Cascade:
             why = route.left_out.get(plan.reference, "the reference may not serve it")
             return self._review(ReviewReason.NO_REFERENCE, why)
         left_out = "; ".join(f"{name}: {reason}" for name, reason in route.left_out.items())
-        return self._hand_on(EscalationReason.ROUTED, route.rule or left_out or "the ladder has one model")
+        why = route.rule or left_out or "the ladder has one model"
+        return Finish(self._record.escalation(EscalationReason.ROUTED, why))
 
     def _routed(self, route: Route | NoRoute) -> Route | NoRoute:
         self._record.routed(route, self._facts)
@@ -145,7 +150,7 @@ class Cascade:
             return
         for attempt in resume.draws_at(retry.trail, retry.rung):
             known = attempt.answer if isinstance(attempt.answer, Mapping) else None
-            self._cast(None if known is None else Answer(known, self.plan.reader.compare(known)))
+            self._draws.append(None if known is None else Answer(known, self.plan.reader.compare(known)))
 
     # -- call ----------------------------------------------------------------------------------------------------
 
@@ -155,7 +160,7 @@ class Cascade:
         model = self.plan.models[rung.model]
         paused = worth.paused(self.plan.task.worth, self._conditions.too_dear.get(rung.model), self._coin)
         if now >= self._deadline or self._fuel <= 0:
-            return self._review(ReviewReason.DEADLINE, paused or "no model could be reached in time")
+            return self._late(paused)
         if paused is not None and not self._tries and not self._draws:
             return self._wait(self._pause(self._waits, None, self._longest()), paused)
         known = self._conditions.health.get(rung.model)
@@ -202,20 +207,16 @@ class Cascade:
 
     def _voted(self, gate: Gate, reply: Reply, answer: Answer | None, reason: EscalationReason | None) -> Ask:
         """One draw of several: the last one decides; those before are recorded as retries of the same rung."""
-        self._cast(answer)
+        self._draws.append(answer)
         if len(self._draws) < gate.votes and self._fuel > 0 and self._now < self._deadline:
             self._record.replied(reply, answer, None, VerdictKind.RETRY, "vote")
             self._tries = 0
             return self._call()
-        score, winner = scores.from_votes(gate, self._draws)
+        score, winner = scores.from_votes(gate, [None if draw is None else draw.compared for draw in self._draws])
         if winner is None:
             return self._judged(gates.escalate(reason or EscalationReason.MALFORMED), reply, None, score)
-        return self._judged(gates.judge(gate, score), reply, self._drawn[winner], score)
-
-    def _cast(self, answer: Answer | None) -> None:
-        self._draws.append(None if answer is None else answer.compared)
-        if answer is not None:
-            self._drawn.setdefault(answer.compared, answer)
+        chosen = next(draw for draw in self._draws if draw is not None and draw.compared == winner)
+        return self._judged(gates.judge(gate, score), reply, chosen, score)
 
     def _locally(self, gate: Gate, reply: Reply, answer: Answer) -> Ask:
         """The score a local classifier gives; it is asked once a job."""
@@ -261,18 +262,19 @@ class Cascade:
             self._at += 1
             self._endpoint = self._tries = 0
             self._fuel = MAX_STEPS
-            self._draws, self._drawn = [], {}
+            self._draws = []
             return self._call()
         if self.role is Role.ESCALATIONS:
             return self._review(ReviewReason.UNSETTLED, detail or f"the reference's answer is {reason.value}")
         if not self._reference_allowed:
             return self._review(ReviewReason.NO_REFERENCE, detail or f"the cheap answer is {reason.value}")
-        return self._hand_on(reason, detail)
+        return Finish(self._record.escalation(reason, detail))
 
     def _failed(self, failure: Failure) -> Ask:
         final = failure.kind is FailureKind.INVALID
         pause = self._pause(self._tries - 1, failure.retry_after)
-        again = not final and self._tries < self.plan.task.retries.tries and self._leaves_time(pause) and self._fuel > 1
+        in_time = self._now + pause < self._latest()
+        again = not final and self._tries < self.plan.task.retries.tries and in_time and self._fuel > 1
         others = self._fuel > 0 and self._endpoint + 1 < len(self.plan.models[self._rung.model].endpoints)
         self._record.failed(failure, VerdictKind.RETRY if again or others else VerdictKind.ESCALATE)
         if again:
@@ -283,14 +285,11 @@ class Cascade:
             return self._call()
         return self._rung_failed(self._now + (failure.retry_after or 0.0), final=final)
 
-    def _leaves_time(self, pause: float) -> bool:
-        return self._now + pause < self._latest()
-
     def _latest(self) -> float:
         """When this rung must end to leave what follows its time: the reference, where this role hands on to it."""
         task, latest = self.plan.task, self._deadline
         if self.role is Role.JOBS and self._reference_allowed and task.on_failure == "escalate":
-            latest -= min(self.plan.models[self.plan.reference].timeout, task.deadline / 2)
+            latest -= min(self.plan.models[self.plan.reference].timeout, self._whole / 2)
         return latest
 
     def _rung_failed(self, until: float, *, final: bool = False) -> Ask:
@@ -324,7 +323,7 @@ class Cascade:
 
     def _wait(self, seconds: float, reason: str) -> Ask:
         if self._now >= self._deadline:
-            return self._review(ReviewReason.DEADLINE, "no model could be reached in time")
+            return self._late()
         until = min(self._now + seconds, self._deadline)
         self._waits += 1
         self._fuel -= 1
@@ -337,8 +336,8 @@ class Cascade:
 
     def _woke(self, _event: Woke) -> Ask:
         self._record.woke()
-        if self.job.expires_at is not None and self.job.expires_at <= self._now:
-            return self._refuse(RefusalReason.EXPIRED, "its expires_at has passed while it waited")
+        if self._expires <= self._now:
+            return self._late()
         if not self._rungs and isinstance(self._resumed, Retry):
             return self._go_on(self._resumed)
         return self._call()
@@ -366,11 +365,13 @@ class Cascade:
         propensity = share if sampled else None
         return Finish(self._record.answered(self._rung.model, answer, score, reference_cost, propensity))
 
-    def _hand_on(self, reason: EscalationReason, detail: str | None) -> Ask:
-        return Finish(self._record.escalation(reason, detail))
-
     def _refuse(self, reason: RefusalReason, detail: str) -> Ask:
         return Finish(self._record.refused(reason, detail))
+
+    def _late(self, why: str | None = None) -> Ask:
+        if self._expires <= self._now:
+            return self._refuse(RefusalReason.EXPIRED, "its expires_at has passed")
+        return self._review(ReviewReason.DEADLINE, why or "no model could be reached in time")
 
     def _review(self, reason: ReviewReason, detail: str) -> Ask:
         return Finish(self._record.review(reason, detail))
@@ -379,21 +380,19 @@ class Cascade:
         raise Bug(f"{type(event).__name__} can't reach a cascade that is {self.state.value}")
 
 
-def _table() -> dict[tuple[State, type], Callable[[Cascade, Any], Ask]]:
-    possible: dict[tuple[State, type], Callable[[Cascade, Any], Ask]] = {
-        (State.READY, Start): Cascade._begin,
-        (State.CALLING, Reply): Cascade._replied,
-        (State.CALLING, Failure): Cascade._failed,
-        (State.SCORING, Reply): Cascade._scored,
-        (State.SCORING, Failure): Cascade._scored,
-        (State.WAITING, Woke): Cascade._woke,
-        (State.WAITING, Left): Cascade._left,
-    }
-    events = (Start, Reply, Failure, Woke, Left)
-    return {(state, event): possible.get((state, event), Cascade._never) for state in State for event in events}
+_EVENTS = (Start, Reply, Failure, Woke, Left)
 
+_POSSIBLE: Mapping[tuple[State, type], Callable[[Cascade, Any], Ask]] = {
+    (State.READY, Start): Cascade._begin,
+    (State.CALLING, Reply): Cascade._replied,
+    (State.CALLING, Failure): Cascade._failed,
+    (State.SCORING, Reply): Cascade._scored,
+    (State.SCORING, Failure): Cascade._scored,
+    (State.WAITING, Woke): Cascade._woke,
+    (State.WAITING, Left): Cascade._left,
+}
 
-TABLE = _table()
+TABLE = {(state, event): _POSSIBLE.get((state, event), Cascade._never) for state in State for event in _EVENTS}
 """Every (state, event) pair: what the cascade does."""
 
 _STATE_AFTER: Mapping[type, State] = {Wait: State.WAITING, Finish: State.DONE}  # a Call's own state was set with it

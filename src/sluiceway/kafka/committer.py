@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
-from sluiceway.core.errors import InputError
 from sluiceway.core.stream import Commit, Stream
 from sluiceway.kafka.group import Committed, Group
 from sluiceway.kafka.meter import Meter
@@ -15,7 +14,7 @@ from sluiceway.ports import Flight
 
 
 class Committer:
-    """`generation` is that of the last assignment: commits of any other are void. A forbidden commit calls `fail`."""
+    """`generation` is that of the last assignment: commits of any other are void. What none can mend calls `fail`."""
 
     def __init__(
         self,
@@ -70,15 +69,17 @@ class Committer:
         return False
 
     async def _commit(self, commits: Sequence[Commit], generation: int) -> None:
-        began = self._loop.time()
         try:
-            outcome = await self._group.commit(commits, generation, self._settings.commit_timeout)
-        except InputError as error:
+            await self._attempt(commits, generation)
+        except Exception as error:  # noqa: BLE001  top of the task: nobody else would hear of it, or commit again
             self.failures += 1
             self._void = True
             self._stream.commit_failed(self._loop.time())
             self._fail(error)
-            return
+
+    async def _attempt(self, commits: Sequence[Commit], generation: int) -> None:
+        began = self._loop.time()
+        outcome = await self._group.commit(commits, generation, self._settings.commit_timeout)
         now = self._loop.time()
         self._void = outcome is Committed.REBALANCED
         if outcome is Committed.DONE:

@@ -255,11 +255,16 @@ class RoleConsumer:
         begin = self._loop.time()
         end = begin + self.settings.revoke_budget
         held = self._stream.partitions()
-        drained = await self._jobs.drained(held, begin + self.settings.revoke_budget * 0.7)
-        await self._jobs.shut(begin + self.settings.revoke_budget * 0.8)
-        committed = self._parts is not None and await self._parts.committer.now(end)
-        self._stream.revoke(held)
-        left = self._jobs.part()
+        drained = committed = False
+        try:
+            drained = await self._jobs.drained(held, begin + self.settings.revoke_budget * 0.7)
+            await self._jobs.shut(begin + self.settings.revoke_budget * 0.8)
+            committed = self._parts is not None and await self._parts.committer.now(end)
+        except Exception as error:  # noqa: BLE001  top of the task: aiokafka would log it and go on
+            self._fail(error)
+        finally:  # without it all that ends in the next epoch would be dropped
+            self._stream.revoke(held)
+            left = self._jobs.part()
         if partitions:
             self._meter.notice(
                 "revoked",

@@ -10,12 +10,13 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import aiohttp
 import certifi
 import yarl
-from aiohttp.http import RawResponseMessage
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError, RawResponseMessage
 from multidict import CIMultiDict
 
 _KEEPALIVE = 30.0  # seconds; below the idle time-out of the usual servers and load balancers (60 s and more)
@@ -33,6 +34,22 @@ class Way:
 
     asked: aiohttp.ClientRequest
     head: bytes
+
+
+class _Idle:
+    """The parser of a connection on which nothing is asked: what comes there closes it.
+
+    aiohttp would keep it, and give it as the answer to the next request.
+    """
+
+    def feed_data(self, _: bytes) -> NoReturn:
+        raise HttpProcessingError(message="a response that nothing asked for")
+
+    def feed_eof(self) -> None:
+        """Nothing is cut off by an end here."""
+
+
+_IDLE = _Idle()
 
 
 class Wire:
@@ -67,11 +84,26 @@ class Wire:
             while message.code < 200 and message.code != _SWITCHED:  # a word before the response
                 message, content = await protocol.read()
             found = await read(message, content)
+            if _reusable(protocol):
+                protocol._parser = _IDLE  # type: ignore[assignment]  # it has the two methods that are called
+                connection.release()
+            else:
+                connection.close()
         except BaseException:
             connection.close()
             raise
-        connection.release()
         return found
 
     async def aclose(self) -> None:
         await self._connector.close()
+
+
+def _reusable(protocol: ResponseHandler) -> bool:
+    """Whether a response was read whole, it lets the connection be used again, and not a byte came after it."""
+    parser = protocol._parser
+    if parser is None or protocol.should_close:
+        return False
+    try:  # of a head that has begun aiohttp's parser in C gives what it has or raises, the one in Python keeps lines
+        return parser.feed_eof() is None and not getattr(parser, "_lines", None)
+    except HttpProcessingError:
+        return False

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from sluiceway.models.transport import HttpReply, Transport, target
+from sluiceway.models.wire import Wire
 
 
 def _answer(body: bytes) -> bytes:
@@ -139,3 +140,11 @@ async def test_a_whole_response_leaves_its_connection_to_the_next_request(respon
     await server.wait_closed()
     assert [type(each) for each in found] == [HttpReply] * 3
     assert connections == 1
+
+
+async def test_no_repr_on_the_way_to_an_endpoint_shows_a_key() -> None:
+    """Tracebacks print the variables of each frame."""
+    to = target("https://h.test/v1", {"authorization": "Bearer sk-canary"})
+    way = Wire.way(to.direct_url, to.direct_headers)
+    assert b"sk-canary" in way.head
+    assert "sk-canary" not in f"{to!r} {way!r} {way.asked!r}"

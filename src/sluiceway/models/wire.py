@@ -35,6 +35,9 @@ class Way:
     asked: aiohttp.ClientRequest
     head: bytes
 
+    def __repr__(self) -> str:
+        return f"Way({self.asked.url.origin()})"  # the head holds the key
+
 
 class _Idle:
     """The parser of a connection on which nothing is asked: what comes there closes it.

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from sluiceway.core import job as jobs
 from sluiceway.core import ledger
 from sluiceway.core.call import CACHED, Call, Failure, FailureKind, Reply
-from sluiceway.core.cascade import Cascade, Conditions, Finish, Left, Role, Wait, Woke
+from sluiceway.core.cascade import Ask, Cascade, Conditions, Finish, Left, Role, State, Wait, Woke
 from sluiceway.core.coin import Purpose, coin
 from sluiceway.core.errors import InputError
 from sluiceway.core.health import FailedShare, HealthBoard
@@ -25,7 +25,7 @@ from sluiceway.core.outcome import Ending, HandOver, Retry
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Policy
 from sluiceway.core.worth import WorthBoard
-from sluiceway.ports import Clock, Journal, Meter, Models, NoJournal, Tokens, Tracer
+from sluiceway.ports import Clock, Entry, Journal, Meter, Models, NoJournal, Tokens, Tracer
 
 _LONG = 50_000  # characters of a job whose text is read, cut and hashed beside the loop
 
@@ -127,6 +127,8 @@ class Runner:
         known = self._conditions(plan, now, language, beside=beside)
         ask = await asyncio.to_thread(cascade.start, now, known) if beside else cascade.start(now, known)
         while True:
+            if beside and isinstance(ask, Call):
+                ask = self._still_fits(ask, cascade, plan, now)
             if cascade.failed_over and not counted:
                 counted = True
                 share.failed(now)
@@ -154,6 +156,14 @@ class Runner:
             health, too_dear = dict(health), dict(too_dear)
         return Conditions(health, left, self._shares[name].allows(now), language, too_dear)
 
+    def _still_fits(self, ask: Call, cascade: Cascade, plan: Plan, now: float) -> Ask:
+        """The call, or what is to be done instead: others may have spent while it was decided on beside the loop."""
+        day = self._days.get(plan.task.name)
+        if day is None or cascade.state is not State.CALLING:
+            return ask
+        left = day.left(now)
+        return ask if plan.worst_cost(ask.model.name, ask.request) <= left else cascade.unpaid(left)
+
     async def _wait(self, ask: Wait, now: float, role: Role) -> Woke | Left:
         """Sleeps, unless the job is to leave."""
         delay = self._leaving.through(ask.until - now, ask.deadline - now, self.waiting[role])
@@ -167,34 +177,34 @@ class Runner:
         return Woke()
 
     async def _perform(self, ask: Call, plan: Plan, job: Job) -> Reply | Failure:
+        """What came of the call, for which its worst cost is reserved from the day's budget until it has come."""
         entry = self._journal.entry(job, ask)
-        if entry is None:
-            return await self._pay(ask, plan)
-        if entry.reply is not None:
+        if entry is not None and entry.reply is not None:
             return entry.reply
-        await entry.started()
-        event = await self._pay(ask, plan)
-        entry.ended(event)
+        day = self._days.get(plan.task.name)
+        if day is None:
+            return (await self._pay(ask, plan, entry))[0]
+        worst, actual = plan.worst_cost(ask.model.name, ask.request), 0
+        day.reserve(worst)  # before anything is awaited: others would decide on the same money
+        try:
+            event, actual = await self._pay(ask, plan, entry)
+        finally:
+            day.settle(worst, actual, self._clock.now())
         return event
 
-    async def _pay(self, call: Call, plan: Plan) -> Reply | Failure:
-        """Makes the call with its worst cost reserved from the day's budget, and settles what it did cost."""
+    async def _pay(self, call: Call, plan: Plan, entry: Entry | None) -> tuple[Reply | Failure, int]:
+        """Makes the call, on record first where it is to be remembered; with what it cost, in pico-dollars."""
+        if entry is not None:
+            await entry.started()
         name = call.model.name
-        day = self._days.get(plan.task.name)
-        worst = plan.worst_cost(name, call.request) if day is not None else 0
-        if day is not None:
-            day.reserve(worst)
-        actual = 0
-        try:
-            event = await self._models.call(call)
-            actual = ledger.cost(event.usage, plan.price(name))
-        finally:
-            now = self._clock.now()
-            self.spent += actual
-            if day is not None:
-                day.settle(worst, actual, now)
+        event = await self._models.call(call)
+        actual = ledger.cost(event.usage, plan.price(name))
+        now = self._clock.now()
+        self.spent += actual
         # A call refused as invalid says something of itself, and one that came too fast something of us.
         # A kept answer says nothing at all.
         if event.endpoint != CACHED if isinstance(event, Reply) else event.kind is FailureKind.TRANSIENT:
             self._health.observe(name, event.seconds, failed=isinstance(event, Failure), now=now)
-        return event
+        if entry is not None:
+            entry.ended(event)
+        return event, actual

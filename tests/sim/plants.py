@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 from sluiceway.archive import flight, journal
-from sluiceway.core import cascade, commits, ledger, offsets, queue, record, retrybudget, slots, stream
+from sluiceway.core import cascade, commits, held, ledger, offsets, queue, record, retrybudget, slots, stream
 from sluiceway.kafka import committer, consumer, fetch, group, jobs, publish
 from sluiceway.models import pool
 
@@ -123,7 +123,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     # Flow.
     "span_ignored": _plant(
         (_S, "wanted", "self.limits.span - held.ledger.span", "self.limits.span"),
-        (_S, "_pauses", "held.ledger.span >= self.limits.span", "False"),
+        (held.Held, "pauses", "self.ledger.span >= limits.span", "False"),
     ),
     "jobs_without_limit": _plant(  # twice, as tenants that compete take no more slots than there are
         (_S, "start", "room = min(jobs - self.running + self.handed, 2 * jobs - self.running,", "room = min(10_000,"),
@@ -237,7 +237,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "retry_budget_ignored": _plant(
         (retrybudget.RetryBudget, "wait", "self._balance = min(", "return 0.0\n    self._balance = min(")
     ),
-    "reply_paid_twice": _plant((runner.Runner, "_perform", "if entry.reply is not None:", "if False:")),
+    "reply_paid_twice": _plant((runner.Runner, "_perform", "entry.reply is not None:", "False:")),
     "call_not_on_record": _plant(
         (journal.Entry, "started", "self._store.call(job.id, job.task, self._call.model.name)", "0")
     ),

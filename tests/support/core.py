@@ -22,7 +22,7 @@ from sluiceway.core.leave import NEVER, Leaving
 from sluiceway.core.outcome import Ending, Escalation, HandOver
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Offer, Policy
-from sluiceway.ports import Clock
+from sluiceway.ports import Clock, Journal
 from sluiceway.runner import Runner
 
 CALM = Conditions({})
@@ -228,6 +228,7 @@ def runner(
     clock: Clock | None = None,
     language: Callable[[str], str] | None = None,
     leaving: Leaving = NEVER,
+    journal: Journal | None = None,
 ) -> tuple[Runner, Counter]:
     meter = Counter()
     clock = clock or models.clock or HandClock()
@@ -239,6 +240,7 @@ def runner(
         meter=meter,
         secret=b"a secret of sixteen",
         language=language,
+        journal=journal,
         leaving=leaving,
     )
     return made, meter

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 
 import pytest
 from tests.support.core import USAGE, HandClock, Letters, Scripted, down, job, policy, reply, runner
+from tests.support.stores import a_store
 
+from sluiceway.archive.journal import Journal
 from sluiceway.core import outcome as outcomes
 from sluiceway.core.call import Call, Failure, FailureKind, Reply
 from sluiceway.core.cascade import Role
@@ -88,20 +91,37 @@ async def test_a_failover_at_the_start_counts_towards_the_share() -> None:
     assert kinds.count(Escalation) == 1
 
 
-async def test_the_days_budget_holds_over_jobs_in_flight() -> None:
-    """Calls reserve their worst cost, so that a hundred at once can't pass the line together."""
-    worst = 0.00006
-    made, _ = runner(policy({"budget": {"usd_per_day": 10 * worst}}), slow := _Slow())
-    tasks = [asyncio.ensure_future(made.run(job(origin=f"o/{number}"))) for number in range(100)]
-    crowded = asyncio.ensure_future(slow.crowded.wait())
-    await asyncio.wait([*tasks, crowded], return_when=asyncio.FIRST_COMPLETED)  # one is refused, or all have gone out
-    crowded.cancel()
+LONG = "I was billed twice. " * 3_000  # read, and decided on, beside the loop
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["alone", "with the store"])
+@pytest.mark.parametrize("text", ["I was billed twice", LONG], ids=["short", "long"])
+async def test_the_days_budget_holds_over_jobs_in_flight(text: str, stored: bool, tmp_path: Path) -> None:
+    """Calls reserve their worst cost, so that a hundred at once can't pass the line together, whatever is awaited."""
+    probe, _ = runner(policy(), models := Scripted(lambda _call: reply()))
+    await probe.run(job(text))
+    worst = probe.plans["triage"].worst_cost("cheap", models.calls[0].request)
+    store = a_store(tmp_path) if stored else None
+    bounded = policy({"budget": {"usd_per_day": 10 * worst / 10**12}})
+    made, _ = runner(bounded, slow := _Slow(), journal=None if store is None else Journal(store))
+    tasks = [asyncio.ensure_future(made.run(job(text, id=f"j{n}", origin=f"o/{n}"))) for n in range(100)]
+    at_most = 0
+    while len(slow.waiting) + sum([task.done() for task in tasks]) < 100:  # each is refused, or its call is out
+        await asyncio.sleep(0.001)
+        at_most = max(at_most, made.days["triage"].reserved)
     slow.open.set()
     records = await asyncio.gather(*tasks)
+    if store is not None:
+        store.close()
     refused = [record for record in records if isinstance(record, Result) and record.reason is not None]
     assert {record.reason for record in refused} == {RefusalReason.OVER_BUDGET}
-    assert 0 < len(slow.waiting) < 100
-    assert made.spent <= 10 * worst * 10**12
+    assert 5 < len(slow.waiting) <= 10
+    assert at_most <= 10 * worst
+    assert 0 < made.spent <= 10 * worst
+    assert made.days["triage"].reserved == 0
+    for record in refused:
+        left = record.trail.steps[0].facts["day_left_picousd"]  # type: ignore[union-attr]  # a route is the first step
+        assert left < worst, "the trail says what was left when it was refused"
 
 
 class _Slow(Scripted):
@@ -109,13 +129,11 @@ class _Slow(Scripted):
 
     def __init__(self) -> None:
         super().__init__(lambda _call: reply())
-        self.open, self.crowded = asyncio.Event(), asyncio.Event()
+        self.open = asyncio.Event()
         self.waiting: list[Call] = []
 
     async def call(self, call: Call) -> Reply | Failure:
         self.waiting.append(call)
-        if len(self.waiting) == 100:
-            self.crowded.set()
         await self.open.wait()
         return await super().call(call)
 

@@ -75,6 +75,14 @@ class Cascade:
         self.state = _STATE_AFTER.get(type(ask), self.state)
         return ask
 
+    def unpaid(self, day_left: int) -> Ask:
+        """Instead of the call that it has just asked for: by now only `day_left` pico-dollars of the day are left."""
+        self._conditions = self._record.decided_anew(day_left)
+        self._fuel, self._tries = self._fuel + 1, self._tries - 1
+        ask = self._call()
+        self.state = _STATE_AFTER.get(type(ask), self.state)
+        return ask
+
     @property
     def _rung(self) -> Rung:
         return self._rungs[self._at]
@@ -86,8 +94,7 @@ class Cascade:
         if self._conditions.language != "und":
             self._facts = replace(self._facts, language=self._conditions.language)
         left = plan.task.deadline if self._resumed is None else self._resumed.trail.remaining
-        self._deadline = min(now + left, self._expires)
-        self._whole = min(plan.task.deadline, self._expires - now)
+        self._deadline, self._whole = min(now + left, self._expires), min(plan.task.deadline, self._expires - now)
         self._record.begin(self._deadline)
         if isinstance(self._resumed, Retry):
             return self._returned(self._resumed)
@@ -95,9 +102,8 @@ class Cascade:
             return self._late()
         dear = self._conditions.too_dear if self.role is Role.JOBS else worth.NONE
         skipped = worth.skipped(plan.task.worth, dear, self._coin)
-        route = self._routed(
-            plan.router.plan(job, self._facts, self._conditions.health, now, self._deadline - now, skipped)
-        )
+        left = min(left, self._expires - now)
+        route = self._routed(plan.router.plan(job, self._facts, self._conditions.health, now, left, skipped))
         if isinstance(route, NoRoute):
             return self._refuse(route.reason, route.detail)
         self._rungs = resume.rungs_of(plan, route, self.role)
@@ -121,9 +127,9 @@ class Cascade:
         """It sleeps the rest of its wait, or goes on at once."""
         self.failed_over, self._waits = retry.failed_over, retry.waits
         if retry.left > 0:
-            until = self._now + retry.left
-            self._record.waits_on(until)
-            return self._sleep(until)
+            self._until = self._now + retry.left
+            self._record.waits_on(self._until)
+            return Wait(self._until, self._deadline)
         return self._woke(Woke())
 
     def _go_on(self, retry: Retry) -> Ask:
@@ -324,15 +330,11 @@ class Cascade:
     def _wait(self, seconds: float, reason: str) -> Ask:
         if self._now >= self._deadline:
             return self._late()
-        until = min(self._now + seconds, self._deadline)
+        self._until = min(self._now + seconds, self._deadline)
         self._waits += 1
         self._fuel -= 1
-        self._record.waited(self._rung.model, until, reason)
-        return self._sleep(until)
-
-    def _sleep(self, until: float) -> Ask:
-        self._until = until
-        return Wait(until, self._deadline)
+        self._record.waited(self._rung.model, self._until, reason)
+        return Wait(self._until, self._deadline)
 
     def _woke(self, _event: Woke) -> Ask:
         self._record.woke()

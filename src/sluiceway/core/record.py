@@ -65,6 +65,19 @@ class Recorder:
         """An event came at `now`: what is recorded until the next one is decided under `conditions`."""
         self._now, self._conditions = now, conditions
 
+    def decided_anew(self, day_left: int) -> Conditions:
+        """What follows from the last step is decided again, at the same instant, with only `day_left` of the day left.
+
+        The step says so; these are its conditions.
+        """
+        self._conditions = replace(self._conditions, day_left=day_left)
+        seen, step = self._conditions.unusual(self._now), self._steps[-1]
+        if isinstance(step, Routed):
+            self._steps[-1] = replace(step, facts={**step.facts, **(seen or {})})
+        else:
+            self._steps[-1] = replace(step, conditions=seen)
+        return self._conditions
+
     def begin(self, deadline: float) -> None:
         self._taken_at = self._now if self._resumed is None else self._resumed.trail.taken_at
         self._deadline = deadline

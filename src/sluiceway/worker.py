@@ -12,12 +12,11 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sluiceway.archive.answers import open_answers
 from sluiceway.archive.flight import StoreFlight
@@ -58,7 +57,8 @@ if TYPE_CHECKING:
     from sluiceway.telemetry.otel import Traces
 
 STOP_BUDGET = 25.0  # seconds from the signal to the end of the process
-_GRACE = 2.0  # of it for the producer, and as much for control, probes and connections
+_GRACE = 3.0  # of it, at most a quarter, for the producer, and as much for control, probes and connections
+_CUT = 2.0  # what the publisher may take beyond its time, to close what it cuts short
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Objects of a job in flight, more than enough. They live as long as it does, and hardly any are a cycle: a collector
 # that begins whenever a fraction of them is new goes through all of them in vain, for a fifth of the CPU.
@@ -118,6 +118,29 @@ def _ignore_signals() -> None:
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+class _Ended(NamedTuple):
+    """Of some parts: whether all have ended, and whether all of them with True."""
+
+    ended: bool
+    well: bool
+
+
+async def _within(seconds: float, parts: Sequence[Awaitable[object]]) -> _Ended:
+    """Never waits longer: what has not ended is cancelled, and nobody waits for that."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
+    ended = [task for task in tasks if task.done()]
+    for task in tasks:
+        task.cancel()
+    well = [not task.cancelled() and task.exception() is None and task.result() is True for task in ended]
+    return _Ended(len(ended) == len(tasks), len(well) == len(tasks) and all(well))
+
+
+_Ending = Callable[[float], Awaitable[object]]
+"""Ends a part of the worker within so many seconds."""
 
 
 class _Part(Protocol):
@@ -208,20 +231,17 @@ class _Worker:
             parts = [*self._consumers.values(), publisher, control, *((shares,) if shares is not None else ())]
             code = await self._serve(runner, parts, watching)
         finally:
-            clean = await self._stop(publisher)
-            told = (holds.stop(_GRACE / 2), *((shares.stop(_GRACE / 2),) if shares is not None else ()))
-            await asyncio.gather(*told, return_exceptions=True)
-            closing = [control.stop(_GRACE / 2), probes.stop(), pool.close()]
+            telling = [holds.stop, *((shares.stop,) if shares is not None else ())]
+            closing = [control.stop, lambda _: probes.stop(), lambda _: pool.close()]
             if traces is not None:
-                closing.append(traces.close(_GRACE / 2))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), _GRACE / 2)
+                closing.append(traces.close)
+            clean, ended = await self._stop(publisher, telling, closing)
             watchdog.close()
             watching.cancel()
             self._closing.close()
         self._log.info(Event.WORKER_STOPPED, code=code, clean=clean, spent_usd=ledger.usd(runner.spent))
         _ignore_signals()
-        return code, clean
+        return code, clean and ended
 
     def _open_store(self) -> Store | None:
         """The local store, and a line for each call that the process before us started and saw no reply to."""
@@ -325,17 +345,24 @@ class _Worker:
         else:
             self._log.error(Event.WORKER_FAILED, reason=type(fault).__name__, exc_info=fault)
 
-    async def _stop(self, publisher: Publisher) -> bool:
-        end = time.monotonic() + self._options.stop_budget - _GRACE
-        self._log.info(Event.WORKER_DRAINING, budget=self._options.stop_budget)
-        room = max(0.1, self._options.stop_budget - 2 * _GRACE)
-        results = await asyncio.gather(
-            *(consumer.stop(room) for consumer in self._consumers.values()), return_exceptions=True
-        )
-        clean = all(result is True for result in results)
+    async def _stop(
+        self, publisher: Publisher, telling: Sequence[_Ending], closing: Sequence[_Ending]
+    ) -> tuple[bool, bool]:
+        """Whether all jobs were settled and committed, and whether all parts have ended; within the stop budget."""
+        loop, budget = asyncio.get_running_loop(), self._options.stop_budget
+        grace = min(_GRACE, budget / 4)
+        end = loop.time() + budget - grace
+        self._log.info(Event.WORKER_DRAINING, budget=budget)
+        room = budget - 2 * grace
+        drained = await _within(room, [consumer.stop(room) for consumer in self._consumers.values()])
+        left = end - loop.time()
+        published = await _within(left, [publisher.stop(max(0.1, left - _CUT))])
+        clean = drained.well and published.well
         if not clean and self._store is not None:
-            self._store.landed()
-        return await publisher.stop(max(0.5, end - time.monotonic())) and clean
+            self._store.landed()  # not before: it would forget each ack that the publisher still had
+        told = await _within(grace / 3, [part(grace / 3) for part in telling])
+        closed = await _within(grace / 3, [part(grace / 3) for part in closing])
+        return clean, all(parts.ended for parts in (drained, published, told, closed))
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

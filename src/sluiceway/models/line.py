@@ -65,13 +65,13 @@ class Line:
         self._serve(self.permits.turn(now), now)
 
     def _serve(self, served: Sequence[Served], now: float) -> None:
-        for waiting, got in served:
+        due = list(served)
+        for waiting, got in due:  # which grows under way: by recursion a thousand cancelled at once overflow the stack
             place = self._places.pop(waiting)
             if not place.done():
                 place.set_result(got)
             elif isinstance(got, Permit):  # its caller has been cancelled, and has not run since
-                again = self.permits.end(got, Ended(Ending.IGNORED), now)
-                self._serve(again, now)
+                due += self.permits.end(got, Ended(Ending.IGNORED), now)
         self._set_timer(now)
 
     def _set_timer(self, now: float) -> None:

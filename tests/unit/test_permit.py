@@ -320,3 +320,15 @@ def test_until_an_endpoint_has_answered_once_few_calls_go_there() -> None:
     for limits, most in cases:
         one = permits(limits)
         assert sum(isinstance(one.ask(need(), 0.0), Permit) for _ in range(600)) == most
+
+
+def test_a_bucket_gets_back_only_what_was_taken_from_it() -> None:
+    """A limit that headers tell of while calls are out: what those took was taken before the bucket was there."""
+    one = permits(Limits(rpm=6000))
+    calls = [granted(one, answer=1000) for _ in range(100)]
+    told = RateLimits("openai", tokens=RateLimit(60_000, None, None))
+    one.end(calls[0], GOOD._replace(told=told), 0.5)
+    for permit in calls[1:]:
+        one.end(permit, GOOD, 0.5)
+    went = sum(isinstance(one.ask(need(), 0.5), Permit) for _ in range(50))
+    assert went == 9  # of 110 tokens each, out of the 1,000 that it starts with

@@ -237,7 +237,8 @@ class Allowance:
         if permit.reserved is not None:
             actual = (1.0, float(given + answer), float(given), float(answer))
             for kind, bucket in self._buckets.items():
-                bucket.settle(permit.reserved[kind], actual[kind], now)
+                if permit.marks[kind]:  # else the bucket is younger than the permit: nothing was taken from it
+                    bucket.settle(permit.reserved[kind], actual[kind], now)
 
     def _believe(self, permit: Permit, told: RateLimits, now: float) -> None:
         limits = (told.requests, told.tokens, told.input_tokens, told.output_tokens)

@@ -202,8 +202,10 @@ class Runner:
         now = self._clock.now()
         self.spent += actual
         # A call refused as invalid says something of itself, and one that came too fast something of us.
-        # A kept answer says nothing at all.
-        if event.endpoint != CACHED if isinstance(event, Reply) else event.kind is FailureKind.TRANSIENT:
+        # A kept answer says nothing at all, and a copy what another has said: one call is one observation.
+        if not event.copy and (
+            event.endpoint != CACHED if isinstance(event, Reply) else event.kind is FailureKind.TRANSIENT
+        ):
             self._health.observe(name, event.seconds, failed=isinstance(event, Failure), now=now)
         if entry is not None:
             entry.ended(event)

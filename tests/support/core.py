@@ -22,7 +22,7 @@ from sluiceway.core.leave import NEVER, Leaving
 from sluiceway.core.outcome import Ending, Escalation, HandOver
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Offer, Policy
-from sluiceway.ports import Clock, Journal
+from sluiceway.ports import Clock, Journal, Models
 from sluiceway.runner import Runner
 
 CALM = Conditions({})
@@ -224,14 +224,14 @@ class Counter:
 
 def runner(
     policy: Policy,
-    models: Scripted,
+    models: Models,
     clock: Clock | None = None,
     language: Callable[[str], str] | None = None,
     leaving: Leaving = NEVER,
     journal: Journal | None = None,
 ) -> tuple[Runner, Counter]:
     meter = Counter()
-    clock = clock or models.clock or HandClock()
+    clock = clock or (models.clock if isinstance(models, Scripted) else None) or HandClock()
     made = Runner(
         policy,
         models,

@@ -142,6 +142,7 @@ async def test_an_answer_that_is_no_answer_is_asked_for_alone_and_both_calls_are
     assert world.inner.sizes == [4, 1, 1]
     assert labels(found) == ['{"label":"billing"}', '{"label":"other"}', '{"label":"other"}', '{"label":"refund"}']
     assert [event.packed for event in found if isinstance(event, Reply)] == [4, 1, 1, 4]
+    assert [event.copy for event in found] == [False, False, False, True], "three calls, three observations"
     assert total(found) == USAGE + ALONE + ALONE
     assert found[1].usage.input_uncached > ALONE.input_uncached
     assert world.models.redone == 2
@@ -223,7 +224,8 @@ async def test_an_overloaded_endpoint_is_asked_again_for_all_at_once() -> None:
     answers = [Failure(FailureKind.OVERLOADED, "http_429", retry_after=2.0)]
     world = World(lambda call: answers.pop() if answers else good(call))
     found = await world.all(range(4))
-    assert all(isinstance(event, Failure) and event.retry_after == 2.0 for event in found)
+    assert all(isinstance(event, Failure) and event.retry_after == 2.0 and event.packed == 4 for event in found)
+    assert [event.copy for event in found] == [False, True, True, True], "one of them stands for the call"
     again = await world.all([9, 8, 2, 3])
     assert world.inner.sizes == [4, 4]
     assert world.inner.calls[1].job_id == "job-2"

@@ -97,6 +97,7 @@ async def test_identical_jobs_in_flight_make_one_call_and_pay_for_it_together() 
     assert models.saved == 6
     assert {reply.text for reply in found if isinstance(reply, Reply)} == {"a"}
     assert sum([reply.usage for reply in found], Usage()) == USAGE
+    assert sorted(reply.copy for reply in found) == [False] + [True] * 6, "one of them stands for the call"
 
 
 async def test_copies_of_a_call_beyond_a_price_tier_pay_together_what_it_was_billed() -> None:

@@ -18,7 +18,10 @@ from sluiceway.core.coin import Purpose, coin
 from sluiceway.core.errors import Bug, InputError
 from sluiceway.core.leave import Leaving
 from sluiceway.core.outcome import Escalation, RefusalReason, Result, Retry, Review, ReviewReason
+from sluiceway.core.sharing import Sharing
 from sluiceway.core.trail import EscalationReason
+from sluiceway.models.packing import PackedCalls
+from sluiceway.models.sharing import SharedCalls
 
 
 async def test_a_job_runs_from_bytes_to_result() -> None:
@@ -323,3 +326,42 @@ async def test_all_that_a_long_job_asks_for_is_counted_beside_the_loop(
     assert max(counted) >= 60_000
     assert counted.count(60_000) >= 2
     assert not in_the_loop
+
+
+class _FirstFails(Scripted):
+    """The first call is reset once it is told to; any later one is answered."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _call: reply())
+        self.open, self.came = asyncio.Event(), asyncio.Event()
+
+    async def call(self, call: Call) -> Reply | Failure:
+        first = not self.calls
+        answer = await super().call(call)
+        self.came.set()
+        if first:
+            await self.open.wait()
+            return down(FailureKind.TRANSIENT, "reset", seconds=0.1)
+        return answer
+
+
+@pytest.mark.parametrize("kind", ["coalesced", "packed"])
+async def test_one_failed_call_is_one_failure_to_a_models_health_however_many_jobs_shared_it(kind: str) -> None:
+    """Five jobs of one reset must not take the model out for everybody: that takes five calls."""
+    task = {"packing": {"jobs": 10, "wait": 0.01}} if kind == "packed" else {}
+    bounds, inner, clock = policy(task), _FirstFails(), HeldClock()
+    coalesced = SharedCalls(inner, Sharing(coalesce=True), "digest", clock)
+    models = PackedCalls(inner, bounds.tasks, Letters(), clock) if kind == "packed" else coalesced
+    made, _ = runner(bounds, models, clock)
+    texts = [f"text {n}" if kind == "packed" else "the same" for n in range(10)]
+    tasks = [asyncio.ensure_future(made.run(job(text, id=f"j{n}", origin=f"o/{n}"))) for n, text in enumerate(texts)]
+    await inner.came.wait()
+    inner.open.set()
+    await clock.asleep.wait()
+    for _ in range(50):  # turns, in which each of the ten comes to its wait
+        await asyncio.sleep(0)
+    assert (made.waiting[Role.JOBS], len(inner.calls)) == (10, 1)
+    assert made._health.view()["cheap"].out_until == 0.0
+    assert made._health._models["cheap"].failures == 1
+    clock.woken.set()
+    assert {type(record) for record in await asyncio.gather(*tasks)} == {Result}

@@ -105,7 +105,7 @@ class Reply:
     """The model answered. `logprobs` joined are the bytes of `text`, or empty where the model gives none.
 
     `distribution` (label -> probability) comes from `local` classifiers only. `seconds` is the call's duration.
-    `packed` is how many jobs the call that gave it was made for.
+    `packed` is how many jobs the call that gave it was made for; a `copy` is of a call that another's reply stands for.
     """
 
     text: str
@@ -118,6 +118,7 @@ class Reply:
     endpoint: str = ""
     seconds: float = 0.0
     packed: int = 1
+    copy: bool = False
 
 
 class FailureKind(StrEnum):
@@ -132,6 +133,7 @@ class FailureKind(StrEnum):
 class Failure:
     """The call gave no usable reply. `detail` is a short code (`timeout`, `http_503`, `insufficient_quota`),
     never the endpoint's own text. `retry_after` is in seconds from now, where the endpoint named one.
+    `packed` and `copy` as in a Reply.
     """
 
     kind: FailureKind
@@ -140,3 +142,5 @@ class Failure:
     usage: Usage = field(default_factory=Usage)
     endpoint: str = ""
     seconds: float = 0.0
+    packed: int = 1
+    copy: bool = False

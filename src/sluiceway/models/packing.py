@@ -182,7 +182,7 @@ class PackedCalls:
             if event.detail == TIMEOUT:
                 standing.answered(0, count, now)  # perhaps so many answers take too long
             self._remember(calls, 0 if event.kind is FailureKind.OVERLOADED else 1)
-            found = [event] * count
+            found = [replace(event, packed=count)] * count
         self._share(pack, found, event.usage)
 
     @staticmethod
@@ -194,9 +194,11 @@ class PackedCalls:
         weights = [max(1, pack.calls[at].request.input_tokens) for at in stay]
         paid = ledger.exact(packing.shares(usage, weights), pack.calls[0].model.price)
         told: list[_Told] = []
+        first = True  # of those who get what the call came to: it stands for the call
         for at, share in zip(stay, paid, strict=True):
             own = found[at]
-            told.append(share if own is None else replace(own, usage=share))
+            told.append(share if own is None else replace(own, usage=share, copy=not first))
+            first = first and own is None
         _tell([pack.places[at] for at in stay], told)
 
     def _remember(self, calls: Sequence[Call], failed: int) -> None:

@@ -111,9 +111,8 @@ class SharedCalls:
         if not waiting:
             return whole
         shares = ledger.exact(sharing.split(whole.usage, len(waiting) + 1), call.model.price)
-        mine, *others = [replace(whole, usage=share) for share in shares]
-        self._tell(waiting, others)
-        return mine
+        self._tell(waiting, [_copy(whole, share) for share in shares[1:]])
+        return replace(whole, usage=shares[0])
 
     async def _follow(self, key: bytes, call: Call) -> Reply | Failure | None:
         """The share of the call that another makes; None where it was given up and somebody must make it."""
@@ -125,7 +124,7 @@ class SharedCalls:
         except TimeoutError:
             # A share that came in the same instant is paid for: it is taken.
             came = place.result() if place.done() and not place.cancelled() else None
-            return came or Failure(FailureKind.TRANSIENT, "timeout")
+            return came or Failure(FailureKind.TRANSIENT, "timeout", copy=True)
 
     @staticmethod
     def _tell(places: list[asyncio.Future[Reply | Failure | None]], results: Sequence[Reply | Failure | None]) -> None:
@@ -144,3 +143,10 @@ class SharedCalls:
 
     def __repr__(self) -> str:
         return f"SharedCalls({len(self._open)} open, {len(self._front)} kept, {self.saved} saved)"
+
+
+def _copy(whole: Reply | Failure, share: Usage) -> Reply | Failure:
+    """For one that made no call, packed or not: a reply says all the same what it was packed with."""
+    if isinstance(whole, Reply):
+        return replace(whole, usage=share, copy=True)
+    return replace(whole, usage=share, copy=True, packed=1)

@@ -84,7 +84,7 @@ def open_runner(
     if any(task.packing for task in policy.tasks.values()):
         models = PackedCalls(models, policy.tasks, encoding, clock, pool.alike)
     if policy.sharing.on:
-        models = SharedCalls(models, policy.sharing, policy.digest, clock, answers)
+        models = SharedCalls(models, policy.sharing, policy.digest, clock, answers, pool.alike)
     runner = Runner(
         policy,
         models,

@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluiceway.core import ledger, sharing
+from sluiceway.core.allowance import Allowance
 from sluiceway.core.call import CACHED, Call, Failure, FailureKind, FinishReason, Reply, Request, Usage
-from sluiceway.core.catalog import Clearance, Model, Params, Price, PriceTier
+from sluiceway.core.catalog import Clearance, Limits, Model, Params, Price, PriceTier
+from sluiceway.core.permit import Permits
 from sluiceway.core.sharing import Kept, Keys, Sharing
+from sluiceway.models.line import Line
 from sluiceway.models.sharing import AnswerCache, SharedCalls
 
 USAGE = Usage(input_uncached=101, input_cache_read=7, output_text=5)
@@ -216,6 +219,38 @@ async def test_one_that_leaves_while_it_waits_pays_nothing_and_the_rest_pay_all(
     inner.open.set()
     found = await asyncio.gather(*[call for number, call in enumerate(calls) if number != 2])
     assert sum([reply.usage for reply in found], Usage()) == USAGE
+
+
+@pytest.mark.parametrize(
+    "answer", [Failure(FailureKind.TRANSIENT, "reset"), Reply("a", USAGE)], ids=["fails", "answers"]
+)
+async def test_the_next_call_of_each_copy_of_a_failed_call_is_a_second_try(answer: Reply | Failure) -> None:
+    """As first ones they would earn retries instead of being held to their budget. An answer makes them first again."""
+    clock = HandClock()
+    line = Line(Permits([Allowance(Limits(), clock.time)], clock.time), clock)
+    failed = isinstance(answer, Failure)
+    if not failed:
+        line.note("job-2", 0, failed=True)
+
+    class Noting(Held):
+        async def call(self, call: Call) -> Reply | Failure:
+            found = await super().call(call)
+            line.note(call.job_id, 0, failed=failed)
+            return found
+
+    inner = Noting(answer)
+    rules = Sharing(coalesce=True)
+    models = SharedCalls(inner, rules, "d", clock, alike=lambda call, jobs: line.alike(call.job_id, jobs))
+    calls = [asyncio.create_task(models.call(replace(BASE, job_id=f"job-{number}"))) for number in range(4)]
+    await turns()
+    calls[3].cancel()
+    await turns()
+    inner.open.set()
+    await asyncio.gather(*calls[:3])
+    assert len(inner.calls) == 1
+    known = {0} if failed else None
+    assert [line.failed_at(f"job-{number}") for number in range(4)] == [known, known, known, None]
+    line.close()
 
 
 def test_the_cache_stays_within_its_size_and_drops_what_was_not_used_for_longest() -> None:

@@ -7,7 +7,7 @@ keeps its own trail, outcome and coin; a kept answer costs nothing. A failure is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from sluiceway.core import ledger, sharing
@@ -18,6 +18,13 @@ from sluiceway.ports import Answers, Clock, Models, NoAnswers
 _OVERHEAD = 600  # bytes that a kept answer takes beside its text and
 _TOKEN = 700  # bytes for each token with its alternatives
 _FRONT = 8_000_000  # bytes of memory before a store: it saves reading and decoding, and has what is not yet written
+
+
+Alike = Callable[[Call, Iterable[str]], None]
+"""Told of a call that has ended: what is now known of its `job_id` is to be known of all these jobs."""
+
+_Follower = tuple[asyncio.Future[Reply | Failure | None], str]
+"""Where a job waits for another's call, and the job's id."""
 
 
 class AnswerCache:
@@ -59,15 +66,22 @@ class SharedCalls:
     """
 
     def __init__(
-        self, inner: Models, rules: Sharing, digest: str, clock: Clock, answers: Answers | None = None
+        self,
+        inner: Models,
+        rules: Sharing,
+        digest: str,
+        clock: Clock,
+        answers: Answers | None = None,
+        alike: Alike | None = None,
     ) -> None:
         self._inner = inner
         self._rules = rules
         self._keys = sharing.Keys(digest)
         self._clock = clock
+        self._alike = alike
         self._answers: Answers = answers or NoAnswers()
         self._front = AnswerCache(rules.cache_size if answers is None else min(_FRONT, rules.cache_size))
-        self._open: dict[bytes, list[asyncio.Future[Reply | Failure | None]]] = {}  # who waits for the same call
+        self._open: dict[bytes, list[_Follower]] = {}  # who waits for the same call
         self.saved = 0
 
     async def call(self, call: Call) -> Reply | Failure:
@@ -102,14 +116,17 @@ class SharedCalls:
             whole = await self._inner.call(call)
         except BaseException:
             del self._open[key]
-            self._tell(followers, [None] * len(followers))  # cancelled, or a Bug: one of them calls for itself
+            # Cancelled, or a Bug: one of them calls for itself.
+            self._tell([place for place, _ in followers], [None] * len(followers))
             raise
         del self._open[key]
-        waiting = [place for place in followers if not place.done()]
+        waiting = [place for place, _ in followers if not place.done()]
         if keeps:
             self._keep(key, call, whole)
         if not waiting:
             return whole
+        if self._alike is not None:  # what has failed is tried again by each, and each such try is a second one
+            self._alike(call, [call.job_id, *[job for place, job in followers if not place.done()]])
         shares = ledger.exact(sharing.split(whole.usage, len(waiting) + 1), call.model.price)
         self._tell(waiting, [_copy(whole, share) for share in shares[1:]])
         return replace(whole, usage=shares[0])
@@ -117,7 +134,7 @@ class SharedCalls:
     async def _follow(self, key: bytes, call: Call) -> Reply | Failure | None:
         """The share of the call that another makes; None where it was given up and somebody must make it."""
         place: asyncio.Future[Reply | Failure | None] = asyncio.get_running_loop().create_future()
-        self._open[key].append(place)
+        self._open[key].append((place, call.job_id))
         try:
             async with asyncio.timeout(call.deadline - self._clock.now()):
                 return await place

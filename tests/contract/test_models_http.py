@@ -264,6 +264,7 @@ async def test_a_model_that_nothing_serves_is_an_input_error_at_the_start() -> N
         Model(name="m", provider="my-own"),
         Model(name="m", api=Api.RECORDED),
         Model(name="m", base_url="ftp://h"),
+        Model(name="m", base_url="http://h:port"),
     ):
         with pytest.raises(InputError, match="Mend"):
             Pool.open({"m": wrong}, CLOCK, tokens.default(), environ={})

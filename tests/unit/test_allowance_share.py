@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import inf
 
+import pytest
+
 from sluiceway.core.bucket import BURST
 from sluiceway.core.catalog import Limits
 from sluiceway.core.permit import Allowance, Ended, Ending, Need, Permit, Permits, Waiting
@@ -69,3 +71,16 @@ def test_what_has_no_limit_needs_no_part() -> None:
     allowance = Allowance(Limits(), 0.0)
     allowance.share(0.0, 0.0)
     assert isinstance(Permits([allowance], 0.0).ask(NEED, 0.0), Permit)
+
+
+@pytest.mark.parametrize("part", [1.0, 0.4])
+def test_names_that_count_against_one_limit_are_given_no_more_than_it_together(part: float) -> None:
+    """From the first call on, and with another part: two names of one model are one model to its provider."""
+    names = [Permits([Allowance(Limits(rpm=60 * RATE), 0.0, names=2)], 0.0) for _ in range(2)]
+    if part == 1.0:  # as it is without a word of other workers
+        assert sum(granted(one, 0.0) for one in names) <= BURST * RATE
+    for one in names:
+        one.endpoints[0].share(part, 0.0)
+    assert sum(granted(one, 100.0) for one in names) == part * BURST * RATE
+    went = sum(granted(one, 100.0 + second) for second in range(1, 61) for one in names)
+    assert went == pytest.approx(part * 60 * RATE, abs=2)

@@ -113,9 +113,12 @@ class Permit:
 
 
 class Allowance:
-    """One endpoint. `in_flight` permits are out."""
+    """One endpoint. `in_flight` permits are out.
 
-    def __init__(self, limits: Limits, now: float, *, adaptive: bool = True) -> None:
+    Where `names` of this process count against the same limits a minute, each has its even part of them.
+    """
+
+    def __init__(self, limits: Limits, now: float, *, adaptive: bool = True, names: int = 1) -> None:
         most = limits.max_parallel_requests
         if not adaptive:
             bound = most or 1 << 30
@@ -133,7 +136,8 @@ class Allowance:
         self._adaptive = adaptive
         self._written = (limits.rpm, limits.tpm, limits.input_tpm, limits.output_tpm)
         self._told: dict[Kind, float] = {}  # per minute
-        self._share = 1.0
+        self._names = names
+        self._share = 1.0 / names
         self._buckets: dict[Kind, Bucket] = {}
         self._paused_until = 0.0
         self._ratio = 1.0  # true input tokens over our own count
@@ -286,7 +290,7 @@ class Allowance:
         Whoever had no part begins with nothing saved: others have used the limit until now.
         """
         begins = not self._share
-        self._share = part
+        self._share = part / self._names
         for kind in Kind:
             self._set(kind, now)
         if begins:

@@ -8,6 +8,7 @@ permits.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -94,10 +95,9 @@ class Pool:
                 )
             return tuple(HttpEndpoint(model, endpoint, transport, clock.now, environ) for endpoint in endpoints)
 
-        served = {}
-        for name, model in models.items():
-            endpoints = serving(model)
-            served[name] = Served(model, endpoints, _line(model, endpoints, clock))
+        found = {name: (model, serving(model)) for name, model in models.items()}  # their URLs are good from here on
+        names = Counter(place for model in models.values() for place in set(_counted(model)))
+        served = {name: Served(*one, _line(*one, clock, names)) for name, one in found.items()}
         return cls(served, transport, clock, observe)
 
     async def call(self, call: Call) -> Reply | Failure:
@@ -231,13 +231,25 @@ def _limit(model: Model) -> str:
     return f"{model.provider}/{model.model}"
 
 
-def _line(model: Model, endpoints: tuple[Serves, ...], clock: Clock) -> Line | None:
-    http = isinstance(endpoints[0], HttpEndpoint)
-    if not http and model.limits == Limits():
-        return None
+def _counted(model: Model) -> list[tuple[str, str]]:
+    """What the calls to each of its endpoints count against, whatever a policy calls the model: its limit, and where.
+
+    Whether two keys are of one account is not known: they count as one.
+    """
+    return [(_limit(model), providers.origin(endpoint.base_url)) for endpoint in providers.endpoints_of(model)]
+
+
+def _line(model: Model, endpoints: tuple[Serves, ...], clock: Clock, names: Counter[tuple[str, str]]) -> Line | None:
     now = clock.now()
-    weights = [endpoint.weight for endpoint in providers.endpoints_of(model)] if http else [1]
-    return Line(Permits([Allowance(model.limits, now, adaptive=http) for _ in endpoints], now, weights), clock)
+    if isinstance(endpoints[0], HttpEndpoint):
+        weights = [endpoint.weight for endpoint in providers.endpoints_of(model)]
+        allowances = [Allowance(model.limits, now, names=names[counted]) for counted in _counted(model)]
+    elif model.limits == Limits():
+        return None
+    else:
+        weights = [1]
+        allowances = [Allowance(model.limits, now, adaptive=False)]
+    return Line(Permits(allowances, now, weights), clock)
 
 
 def _ended(result: Reply | Failure, told: RateLimits | None, endpoint: Serves) -> Ended:

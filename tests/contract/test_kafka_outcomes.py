@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 
 import pytest
@@ -10,6 +11,7 @@ from tests.support.topics import Address, create_topics, publish
 
 from sluiceway.core.outcome import Result, Review, ReviewReason, Status, encode, outcome_id
 from sluiceway.core.trail import Trail
+from sluiceway.kafka import outcomes as outcomes_module
 from sluiceway.kafka.outcomes import outcomes
 
 _TRAIL = Trail("o", 0.0, 0.0)
@@ -56,3 +58,45 @@ async def test_duplicates_are_dropped_also_after_a_restart(any_kafka: Address, p
     assert set(fourth) <= {c, d, ("Review", "d")}
     assert len(set(fourth)) == len(fourth)
     assert await read_to(d, final=True) == [a, b, c, d]
+
+
+@pytest.mark.slow_on_embedded
+async def test_a_reader_that_joins_repeats_nothing(
+    any_kafka: Address, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first one has handled it commits as its partitions go, though its next commit is an hour away."""
+    monkeypatch.setattr(outcomes_module, "_COMMIT", 3600.0)
+    results, reviews = f"{prefix}results", f"{prefix}reviews"
+    await create_topics(any_kafka, {results: 2, reviews: 2})
+    found: list[tuple[str, str]] = []
+    news = asyncio.Event()
+
+    async def read(name: str) -> None:
+        settings = (*_QUICK, "heartbeat.interval.ms=500")
+        reader = outcomes(any_kafka, group=f"{prefix}g", results=(results,), reviews=reviews, settings=settings)
+        async with aclosing(reader):
+            async for outcome in reader:
+                found.append((name, outcome.job_id))
+                news.set()
+
+    async def until(wanted: Callable[[], bool]) -> None:
+        while not wanted():
+            news.clear()
+            await news.wait()
+
+    readers = [asyncio.create_task(read("first"))]
+    try:
+        async with asyncio.timeout(90):
+            jobs = [f"a{number}" for number in range(20)]
+            await publish(any_kafka, results, [result(job) for job in jobs])
+            await until(lambda: len(found) >= len(jobs))
+            readers.append(asyncio.create_task(read("second")))
+            while "second" not in dict(found):
+                jobs.append(f"b{len(jobs)}")
+                await publish(any_kafka, results, [result(jobs[-1])])
+                await until(lambda: set(jobs) <= {job for _, job in found})
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+    assert sorted(job for _, job in found) == sorted(jobs)

@@ -7,12 +7,14 @@
 
 Sluiceway delivers at least once. This drops the duplicates within a window, and remembers the window across its own
 restarts by reading it again: nothing but the group's offsets is stored. What the loop's body was busy with when its
-process died comes again.
+process died comes again, as does what it had handled since the last commit, which is made every second. A rebalance
+repeats neither to a reader that lives: what is handled is committed before the partitions go.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
@@ -31,6 +33,8 @@ from sluiceway.kafka.security import read_connection
 
 RESULTS = "sluiceway.results"
 REVIEWS = "sluiceway.reviews"
+_COMMIT = 1.0  # seconds between two commits
+_REVOKE = 3.0  # seconds; the whole group waits for it
 
 
 async def outcomes(
@@ -83,11 +87,23 @@ class _Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
         self._size = window
         self._windows: dict[int, Window] = {}  # by partition number: a job's results and reviews share it
         self._resume: dict[TopicPartition, int] = {}  # below this, records only fill the window
+        self._handled: dict[TopicPartition, int] = {}  # and not committed yet
+        self._loop = asyncio.get_running_loop()
+        self._due = self._loop.time() + _COMMIT
+        self._epoch = 0  # an assignment; aiokafka takes all partitions back before it makes the next one
+        self._late: dict[TopicPartition, tuple[int, int]] = {}  # offset and time of what was handled after its epoch
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        for partition in revoked:
-            self._windows.pop(partition.partition, None)
-            self._resume.pop(partition, None)
+        self._epoch += 1
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REVOKE):
+                    await self._commit()
+        finally:
+            for partition in revoked:
+                self._windows.pop(partition.partition, None)
+                self._resume.pop(partition, None)
+                self._handled.pop(partition, None)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         first = await self._consumer.beginning_offsets(list(assigned))
@@ -99,34 +115,53 @@ class _Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
             self._consumer.seek(partition, max(first[partition], committed - self._size))
 
     async def read(self) -> AsyncIterator[Result | Review]:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + 1.0
-        handled: dict[TopicPartition, int] = {}
         try:
             while True:
-                for partition, records in (await self._consumer.getmany(timeout_ms=200, max_records=500)).items():
-                    window = self._windows.setdefault(partition.partition, Window(self._size))
-                    for record in records:
-                        outcome = _decoded(record, is_review=record.topic == self._reviews)
-                        new = outcome is not None and window.admits(outcome)
-                        if new and outcome is not None and record.offset >= self._resume.get(partition, 0):
-                            yield outcome
-                        if record.offset >= self._resume.get(partition, 0):
-                            handled[partition] = record.offset + 1
-                if handled and loop.time() >= due:
-                    await self._commit(handled)
-                    handled, due = {}, loop.time() + 1.0
+                found = await self._consumer.getmany(timeout_ms=200, max_records=500)
+                epoch = self._epoch
+                for partition, record in ((place, record) for place, records in found.items() for record in records):
+                    if self._epoch != epoch:
+                        break  # the rest of this batch is another reader's, or comes again
+                    outcome = self._new(partition, record)
+                    if outcome is not None:
+                        yield outcome
+                        if self._epoch != epoch:
+                            self._late[partition] = record.offset, record.timestamp
+                            break
+                    if record.offset >= self._resume.get(partition, 0):
+                        self._handled[partition] = record.offset + 1
+                    await self._commit_due()
+                await self._commit_due()
         finally:
-            if handled:
-                await self._commit(handled)
+            await self._commit()
 
-    async def _commit(self, handled: dict[TopicPartition, int]) -> None:
-        mine = {partition: offset for partition, offset in handled.items() if partition in self._consumer.assignment()}
-        try:
-            if mine:
-                await self._consumer.commit(mine)
-        except (CommitFailedError, IllegalStateError):
-            pass  # the partitions have another reader, who goes on from the last commit
+    def _new(self, partition: TopicPartition, record: Any) -> Result | Review | None:
+        """The outcome in `record`, if the loop's body has not had it."""
+        window = self._windows.get(partition.partition)
+        if window is None:
+            window = self._windows[partition.partition] = Window(self._size)
+        outcome = _decoded(record, is_review=record.topic == self._reviews)
+        if outcome is None or not window.admits(outcome) or record.offset < self._resume.get(partition, 0):
+            return None
+        return None if self._late.get(partition) == (record.offset, record.timestamp) else outcome
+
+    async def _commit_due(self) -> None:
+        if self._handled and self._loop.time() >= self._due:
+            await self._commit()
+            self._due = self._loop.time() + _COMMIT
+
+    async def _commit(self) -> None:
+        mine = {
+            partition: offset for partition, offset in self._handled.items() if partition in self._consumer.assignment()
+        }
+        if not mine:
+            return
+        with contextlib.suppress(CommitFailedError, IllegalStateError):
+            # else the partitions have another reader, who goes on from the last commit
+            await self._consumer.commit(mine)
+        for partition, offset in mine.items():
+            if self._handled.get(partition) == offset:
+                del self._handled[partition]
 
 
 def _decoded(record: Any, *, is_review: bool) -> Result | Review | None:

@@ -184,12 +184,17 @@ class Runner:
         day = self._days.get(plan.task.name)
         if day is None:
             return (await self._pay(ask, plan, entry))[0]
-        worst, actual = plan.worst_cost(ask.model.name, ask.request), 0
+        worst, counted = plan.worst_cost(ask.model.name, ask.request), 0
         day.reserve(worst)  # before anything is awaited: others would decide on the same money
         try:
             event, actual = await self._pay(ask, plan, entry)
+            # The endpoint may bill what no count came back of; trails and `spent` hold what was metered alone.
+            counted = worst if ledger.lost(event) else actual
+        except asyncio.CancelledError:
+            counted = worst  # it may have been sent
+            raise
         finally:
-            day.settle(worst, actual, self._clock.now())
+            day.settle(worst, counted, self._clock.now())
         return event
 
     async def _pay(self, call: Call, plan: Plan, entry: Entry | None) -> tuple[Reply | Failure, int]:

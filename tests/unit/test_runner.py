@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from pathlib import Path
 
 import pytest
 from tests.support.core import USAGE, HandClock, Letters, Scripted, down, job, policy, reply, runner
-from tests.support.stores import a_store
 
-from sluiceway.archive.journal import Journal
 from sluiceway.core import outcome as outcomes
 from sluiceway.core.call import Call, Failure, FailureKind, Reply
 from sluiceway.core.cascade import Role
 from sluiceway.core.coin import Purpose, coin
-from sluiceway.core.errors import Bug, InputError
+from sluiceway.core.errors import InputError
 from sluiceway.core.leave import Leaving
-from sluiceway.core.outcome import Escalation, RefusalReason, Result, Retry, Review, ReviewReason
+from sluiceway.core.outcome import Escalation, Result, Retry, Review, ReviewReason
 from sluiceway.core.sharing import Sharing
 from sluiceway.core.trail import EscalationReason
 from sluiceway.models.packing import PackedCalls
@@ -92,66 +89,6 @@ async def test_a_failover_at_the_start_counts_towards_the_share() -> None:
         kinds.append(type(await made.run(job(origin=f"o/{number}"))))
     assert kinds[0] is Escalation
     assert kinds.count(Escalation) == 1
-
-
-LONG = "I was billed twice. " * 3_000  # read, and decided on, beside the loop
-
-
-@pytest.mark.parametrize("stored", [False, True], ids=["alone", "with the store"])
-@pytest.mark.parametrize("text", ["I was billed twice", LONG], ids=["short", "long"])
-async def test_the_days_budget_holds_over_jobs_in_flight(text: str, stored: bool, tmp_path: Path) -> None:
-    """Calls reserve their worst cost, so that a hundred at once can't pass the line together, whatever is awaited."""
-    probe, _ = runner(policy(), models := Scripted(lambda _call: reply()))
-    await probe.run(job(text))
-    worst = probe.plans["triage"].worst_cost("cheap", models.calls[0].request)
-    store = a_store(tmp_path) if stored else None
-    bounded = policy({"budget": {"usd_per_day": 10 * worst / 10**12}})
-    made, _ = runner(bounded, slow := _Slow(), journal=None if store is None else Journal(store))
-    tasks = [asyncio.ensure_future(made.run(job(text, id=f"j{n}", origin=f"o/{n}"))) for n in range(100)]
-    at_most = 0
-    while len(slow.waiting) + sum([task.done() for task in tasks]) < 100:  # each is refused, or its call is out
-        await asyncio.sleep(0.001)
-        at_most = max(at_most, made.days["triage"].reserved)
-    slow.open.set()
-    records = await asyncio.gather(*tasks)
-    if store is not None:
-        store.close()
-    refused = [record for record in records if isinstance(record, Result) and record.reason is not None]
-    assert {record.reason for record in refused} == {RefusalReason.OVER_BUDGET}
-    assert 5 < len(slow.waiting) <= 10
-    assert at_most <= 10 * worst
-    assert 0 < made.spent <= 10 * worst
-    assert made.days["triage"].reserved == 0
-    for record in refused:
-        left = record.trail.steps[0].facts["day_left_picousd"]  # type: ignore[union-attr]  # a route is the first step
-        assert left < worst, "the trail says what was left when it was refused"
-
-
-class _Slow(Scripted):
-    """Answers when it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda _call: reply())
-        self.open = asyncio.Event()
-        self.waiting: list[Call] = []
-
-    async def call(self, call: Call) -> Reply | Failure:
-        self.waiting.append(call)
-        await self.open.wait()
-        return await super().call(call)
-
-
-async def test_a_bug_in_a_call_leaves_no_reservation() -> None:
-    """The worker stops, and what it held of the day is free again."""
-
-    def broken(_call: Call) -> Reply:
-        raise Bug("a programming error")
-
-    made, _ = runner(policy({"budget": {"usd_per_day": 1}}), Scripted(broken))
-    before = made._days["triage"].left(1000.0)
-    with pytest.raises(Bug):
-        await made.run(job())
-    assert made._days["triage"].left(1000.0) == before
 
 
 async def test_refused_calls_do_not_take_a_model_down() -> None:

@@ -8,13 +8,12 @@ from typing import Any
 from sluiceway.archive.flight import FLOWN
 from sluiceway.archive.inputs import Inputs, OnReused
 from sluiceway.archive.store import Store
-from sluiceway.core.call import Call, Failure, FailureKind, Reply, Usage
+from sluiceway.core import ledger
+from sluiceway.core.call import Call, Failure, Reply, Usage
 from sluiceway.core.catalog import Api, Model
 from sluiceway.core.job import Job
 
 _PAID = (Api.OPENAI, Api.ANTHROPIC)  # what answers in-process costs nothing to ask again
-
-_FREE = ("http_", "connect", "tls")
 
 
 class Journal:
@@ -79,10 +78,8 @@ class Entry:
 
 
 def _billed(event: Reply | Failure) -> bool:
-    """Whether the endpoint may want money for it: not where it was not reached, or has refused by a status."""
-    if isinstance(event, Reply) or event.usage != Usage():
-        return True
-    return event.kind is FailureKind.TRANSIENT and not event.detail.startswith(_FREE)
+    """Whether the endpoint may want money for it."""
+    return isinstance(event, Reply) or event.usage != Usage() or ledger.lost(event)
 
 
 _ASKED: dict[tuple[int, str], tuple[Model, Any]] = {}

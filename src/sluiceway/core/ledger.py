@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 
-from sluiceway.core.call import Usage
+from sluiceway.core.call import Failure, FailureKind, Reply, Usage
 from sluiceway.core.catalog import Price
 
 PICO = 10**12
@@ -52,6 +52,19 @@ def worst_cost(input_tokens: int, output_tokens: int, price: Price) -> int:
     return -(-total // rates.scale)
 
 
+_FREE = ("http_", "connect", "tls")
+
+
+def lost(event: Reply | Failure) -> bool:
+    """Whether the endpoint may want money for a call of which no count came back.
+
+    Not where it was not reached, or has refused by a status; nor is what another's call may cost a copy's as well.
+    """
+    if isinstance(event, Reply) or event.kind is not FailureKind.TRANSIENT or event.usage != Usage():
+        return False
+    return not event.detail.startswith(_FREE) and not (event.copy and event.packed == 1)
+
+
 def usd(pico: int) -> float:
     """Pico-dollars as US dollars, for people; never computed with."""
     return pico / PICO
@@ -63,8 +76,9 @@ def from_usd(amount: Decimal) -> int:
 
 @dataclass(slots=True)
 class DayBudget:
-    """One task's budget for a day: what is spent, and what calls in flight may yet cost.
+    """One task's budget for a day: what counts as spent, and what calls in flight may yet cost.
 
+    A call whose cost nobody can tell counts with its worst: `spent` may be more than the ledger holds, never less.
     A new day begins at midnight of `zone`. The bound is kept by reserving a call's worst cost before it is made. Where
     the budget is shared (core/claim.py), `granted` of it is ours today, and `opening` of each new day at first.
     """
@@ -101,7 +115,7 @@ class DayBudget:
         self.reserved += worst
 
     def settle(self, worst: int, actual: int, now: float) -> None:
-        """A reserved call came back: its worst cost is released and its true cost counted."""
+        """A reserved call has ended: its worst cost is released, and what it cost, or may have cost, is counted."""
         self._turn(now)
         self.reserved -= worst
         self.spent += actual

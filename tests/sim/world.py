@@ -351,11 +351,13 @@ class World:
                         self.counts["pause_" + reason] += partitions
 
     def _judge_limits(self, worker: SimWorker, consumer: RoleConsumer) -> None:
-        """Never more open than the limits say, however slow the head is."""
-        limits, stats = self.setup.limits, consumer.stats()
-        if stats.running > limits.jobs or stats.queued > limits.queue:
-            self.breach("limits", f"{worker.process.name} runs {stats.running} and queues {stats.queued}: {limits}")
-        for row in stats.partitions:
+        """Never more open than the limits say, however slow the head is: as many as may run may wait for their acks."""
+        limits, stream = self.setup.limits, consumer._stream
+        running, handed, queued = stream.running, stream.handed, stream.queued
+        if running - handed > limits.jobs or running > 2 * limits.jobs or queued > limits.queue:
+            what = f"runs {running}, of which {handed} wait for acks, and queues {queued}"
+            self.breach("limits", f"{worker.process.name} {what}: {limits}")
+        for row in consumer.stats().partitions:
             if row.open > limits.span:
                 self.breach("limits", f"{worker.process.name} has {row.open} open of {row.partition}: {limits}")
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.support import core
 
+from sluiceway.core import ledger
 from sluiceway.core.allowance import Allowance
 from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Usage
 from sluiceway.core.catalog import Limits
@@ -264,6 +265,28 @@ async def test_what_a_job_that_leaves_would_have_paid_falls_to_those_who_stay() 
     found = await asyncio.gather(*[asked[number] for number in (0, 2, 3)])
     assert total(found) == USAGE
     assert labels(found) == ['{"label":"billing"}', '{"label":"billing"}', '{"label":"login"}']
+
+
+async def test_nobody_pays_more_of_a_pack_than_a_call_of_its_own_could_cost_whoever_leaves() -> None:
+    """Then each pays its own share, to the token as if all had stayed; theirs who left is lost as their calls are."""
+    longest = 50  # tokens of an answer
+    whole = Usage(input_uncached=4_000, output_text=4 * longest)
+    everybody = await World(lambda call: replace(good(call), usage=whole)).all(range(4))
+    world = World(lambda call: replace(good(call), usage=whole))
+    world.inner.open.clear()
+    asked = [world.ask(number) for number in range(4)]
+    await world.inner.came.wait()
+    for number in (0, 1, 2):
+        asked[number].cancel()
+    await asyncio.gather(*asked[:3], return_exceptions=True)
+    world.inner.open.set()
+    last = await asked[3]
+    call, price = world.inner.calls[0], world.plan.price("cheap")
+    alone = world.plan.prompt.build(world.plan.prompt.read(core.job("text-3")), (), 100_000)
+    assert isinstance(alone, tuple)
+    assert ledger.cost(last.usage, price) <= world.plan.worst_cost("cheap", alone[0]) // 2
+    assert last.usage == everybody[3].usage
+    assert call.model.params.max_tokens == 4 * longest
 
 
 async def test_a_call_that_nobody_waits_for_is_given_up() -> None:

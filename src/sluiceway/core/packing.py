@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
+from sluiceway.core import ledger
 from sluiceway.core.answer import Answer, AnswerReader
 from sluiceway.core.call import Call, FinishReason, Reply, Request, Usage
 from sluiceway.core.catalog import Api, Clearance, Model, Price
@@ -69,6 +70,27 @@ def shares(usage: Usage, weights: Sequence[int]) -> list[Usage]:
             for part, first, last in zip(parts, ends, ends[1:], strict=False):
                 part[name] = last - first
     return [Usage(**part) for part in parts]
+
+
+def paid(usage: Usage, calls: Sequence[Call], stay: Sequence[int]) -> Sequence[Usage]:
+    """What those who stay, by their places, pay of a packed call. Theirs who have left falls to them.
+
+    But nobody pays more than a call of its own could cost, which is what its budget has room for. Then each pays its own
+    share alone, and what is left is lost with the calls of those who left, as a call that is cut off always is.
+    """
+    weights = [max(1, call.request.input_tokens) for call in calls]
+    price = calls[0].model.price
+    fallen = ledger.exact(shares(usage, [weights[at] for at in stay]), price)
+    if len(stay) == len(calls) or not isinstance(price, Price):
+        return fallen
+    longest = calls[0].model.params.max_tokens
+    if all(
+        ledger.cost(share, price) <= ledger.worst_cost(weights[at], longest, price)
+        for at, share in zip(stay, fallen, strict=True)
+    ):
+        return fallen
+    own = shares(usage, weights)
+    return [own[at] for at in stay]
 
 
 class Packer:

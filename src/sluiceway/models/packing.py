@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sluiceway.core import ledger, packing
+from sluiceway.core import packing
 from sluiceway.core.allowance import TIMEOUT
 from sluiceway.core.call import Call, Failure, FailureKind, Reply, Usage
 from sluiceway.core.packing import Packer, Standing
@@ -187,12 +187,11 @@ class PackedCalls:
 
     @staticmethod
     def _share(pack: _Pack, found: Sequence[Reply | Failure | None], usage: Usage) -> None:
-        """Each gets what is its own, with its share; what those cost who have left falls to those who stay."""
+        """Each gets what is its own, with its share."""
         stay = [at for at, place in enumerate(pack.places) if not place.done()]
         if not stay:
             return
-        weights = [max(1, pack.calls[at].request.input_tokens) for at in stay]
-        paid = ledger.exact(packing.shares(usage, weights), pack.calls[0].model.price)
+        paid = packing.paid(usage, pack.calls, stay)
         told: list[_Told] = []
         first = True  # of those who get what the call came to: it stands for the call
         for at, share in zip(stay, paid, strict=True):

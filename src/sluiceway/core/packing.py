@@ -75,7 +75,7 @@ def shares(usage: Usage, weights: Sequence[int]) -> list[Usage]:
 def paid(usage: Usage, calls: Sequence[Call], stay: Sequence[int]) -> Sequence[Usage]:
     """What those who stay, by their places, pay of a packed call. Theirs who have left falls to them.
 
-    But nobody pays more than a call of its own could cost, which is what its budget has room for. Then each pays its own
+    But nobody pays more than a call of its own could cost: its budget has room for that. Then each pays its own
     share alone, and what is left is lost with the calls of those who left, as a call that is cut off always is.
     """
     weights = [max(1, call.request.input_tokens) for call in calls]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply
+from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Usage
 from sluiceway.core.catalog import JsonMode, Model, Price
 from sluiceway.models import failure, schema, tokens
 from sluiceway.models.body import Template, Templates, keep_reserved
@@ -97,14 +98,15 @@ class AnthropicFormat:
             return Failure(FailureKind.TRANSIENT, "not_json")
         content = parsed.get("content")
         if not isinstance(content, list):
+            usage = anthropic_usage(parsed.get("usage"), call, "") or Usage()
             if isinstance(error := parsed.get("error"), dict):
-                return failure.of_error(500, error, headers, now)
-            return Failure(FailureKind.TRANSIENT, "no_choices")
+                return replace(failure.of_error(500, error, headers, now), usage=usage)
+            return Failure(FailureKind.TRANSIENT, "no_choices", usage=usage)
         text = _text(content)
         served, response_id = parsed.get("model"), parsed.get("id")
         return Reply(
             text=text,
-            usage=anthropic_usage(parsed.get("usage")) or estimated(call, text),
+            usage=anthropic_usage(parsed.get("usage"), call, text) or estimated(call, text),
             finish=_finish(parsed.get("stop_reason")),
             model_served=served if isinstance(served, str) else "",
             response_id=response_id if isinstance(response_id, str) else "",

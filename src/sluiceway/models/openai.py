@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request
+from sluiceway.core.call import Call, Failure, FailureKind, FinishReason, Reply, Request, Usage
 from sluiceway.core.catalog import JsonMode, Model
 from sluiceway.models import failure, schema, tokens
 from sluiceway.models.body import Template, Templates, keep_reserved
@@ -110,10 +111,11 @@ class OpenAIFormat:
         choices = parsed.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
-            return _no_choice(parsed, headers, now)
+            return _no_choice(parsed, headers, now, openai_usage(parsed.get("usage"), call, "") or Usage())
         message = choice.get("message")
         if not isinstance(message, dict):
-            return Failure(FailureKind.TRANSIENT, "no_choices")
+            usage = openai_usage(parsed.get("usage"), call, "") or Usage()
+            return Failure(FailureKind.TRANSIENT, "no_choices", usage=usage)
         text = _text(message)
         finish = _finish(choice.get("finish_reason"))
         refusal = message.get("refusal")
@@ -121,7 +123,7 @@ class OpenAIFormat:
             finish, text = FinishReason.DECLINED, text or refusal
         return Reply(
             text=text,
-            usage=openai_usage(parsed.get("usage")) or estimated(call, text),
+            usage=openai_usage(parsed.get("usage"), call, text) or estimated(call, text),
             finish=finish,
             logprobs=aligned(read_logprobs(choice["logprobs"]), text) if choice.get("logprobs") else (),
             model_served=_string(parsed.get("model")),
@@ -129,14 +131,14 @@ class OpenAIFormat:
         )
 
 
-def _no_choice(parsed: Mapping[str, Any], headers: Mapping[str, str], now: float) -> Reply | Failure:
-    """A 2xx body without an answer: some gateways put the upstream's error there."""
+def _no_choice(parsed: Mapping[str, Any], headers: Mapping[str, str], now: float, usage: Usage) -> Reply | Failure:
+    """A 2xx body without an answer, which may have been metered: some gateways put the upstream's error there."""
     error = parsed.get("error")
     if not isinstance(error, dict):
-        return Failure(FailureKind.TRANSIENT, "no_choices")
+        return Failure(FailureKind.TRANSIENT, "no_choices", usage=usage)
     code = error.get("code")
     status = code if isinstance(code, int) and 400 <= code < 600 else 500
-    return failure.of_error(status, error, headers, now)
+    return replace(failure.of_error(status, error, headers, now), usage=usage)
 
 
 def _text(message: Mapping[str, Any]) -> str:

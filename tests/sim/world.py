@@ -358,6 +358,8 @@ class World:
             what = f"runs {running}, of which {handed} wait for acks, and queues {queued}"
             self.breach("limits", f"{worker.process.name} {what}: {limits}")
         for row in consumer.stats().partitions:
+            if limits.order is Order.PARTITION and stream.running_in([row.partition]) > 1:
+                self.breach("order", f"{worker.process.name} has given the turn of {row.partition} away before an ack")
             if row.open > limits.span:
                 self.breach("limits", f"{worker.process.name} has {row.open} open of {row.partition}: {limits}")
 

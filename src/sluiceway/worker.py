@@ -25,6 +25,7 @@ from sluiceway.archive.store import Bounds as StoreBounds
 from sluiceway.archive.store import Store, open_store
 from sluiceway.clock import WallClock
 from sluiceway.core import ledger
+from sluiceway.core.alone import Alone
 from sluiceway.core.cascade import Role
 from sluiceway.core.errors import InputError
 from sluiceway.core.job import Job
@@ -155,6 +156,7 @@ class _Worker:
         self._metrics = Metrics()
         self._meter = KafkaMeter(self._metrics)
         self._clock = WallClock()
+        self._alone = Alone()
         self._consumers: dict[Role, RoleConsumer] = {}
         self._asked = asyncio.Event()
         self._log = logs.logger()
@@ -302,6 +304,7 @@ class _Worker:
             desk.crashed(role),
             None if self._store is None else StoreFlight(self._store, group),
             holds,
+            self._alone,
         )
 
     def _resume(self, group: str, partition: Partition) -> None:

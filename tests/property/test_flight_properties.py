@@ -55,7 +55,7 @@ class Oracle:
     def next_run(self, *, died: bool) -> None:
         if died:
             for job, alone in self.running.items():
-                self.die(job, alone=alone)
+                self.die(job, alone=alone and len(self.running) == 1)
         self.running.clear()
         self.earlier = dict.fromkeys([*self.earlier, *self.published], False)
         self.published.clear()

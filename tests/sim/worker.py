@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.clock import WallClock
+from sluiceway.core.alone import Alone
 from sluiceway.core.cascade import Role
 from sluiceway.core.leave import Leaving
 from sluiceway.kafka.consumer import Crashed, RoleConsumer
@@ -126,6 +127,7 @@ class SimWorker:
         self.publisher = publisher = Publisher(connection, topics.written, meter=notes)
         await publisher.start()
         desk = Desk(runner, topics, "sim", lambda *_: world.note("dead_letter"), lambda _: None)
+        alone = Alone()
         for role in Role:
             settings = RoleSettings(
                 group=topics.groups[role],
@@ -152,6 +154,7 @@ class SimWorker:
                 crashed=self._crashed(desk.crashed(role)),
                 flight=StoreFlight(store, settings.group) if store else None,
                 holds=world.holds,
+                alone=alone,
             )
             self.consumers.append(consumer)
         for consumer in self.consumers:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from sluiceway.core.alone import Alone
 from sluiceway.core.stream import Limits, Order, Partition, Stream
 from sluiceway.kafka.jobs import RunningJobs
 from sluiceway.kafka.meter import NoMeter
@@ -40,6 +41,7 @@ class RunningRole:
         topic: str = "jobs",
         order: Order = Order.NONE,
         suspect: Callable[[Record], bool] | None = None,
+        alone: Alone | None = None,
     ) -> None:
         self.partition = Partition(topic, 0)
         self.gate = asyncio.Event()
@@ -47,7 +49,7 @@ class RunningRole:
         self.failed: list[BaseException] = []
         self.publisher = Notes()
         limits = Limits(order=order)
-        self.stream = Stream(limits, suspect=suspect)
+        self.stream = Stream(limits, suspect=suspect, alone=alone)
         self.jobs = RunningJobs(
             self.stream,
             self.work,

@@ -47,8 +47,9 @@ async def test_who_died_alone_is_condemned_until_its_dead_letter_is_out(tmp_path
     """It needs no further death; once published it is not run again, and not published again after the next death."""
     store = a_store(tmp_path / "0")
     flight = StoreFlight(store, "g")
-    flight.take(a_record(1), alone=True)
     flight.take(a_record(2), alone=False)
+    flight.drop(a_record(2))
+    flight.take(a_record(1), alone=True)
     store.flush()
     with dead(store, tmp_path / "1") as after:
         flight = StoreFlight(after, "g")
@@ -61,6 +62,34 @@ async def test_who_died_alone_is_condemned_until_its_dead_letter_is_out(tmp_path
             flight = StoreFlight(last, "g")
             assert flight.was_published(a_record(1))
             assert not flight.condemned(a_record(1))
+
+
+async def test_nobody_is_condemned_who_died_beside_another(tmp_path: Path) -> None:
+    """Of the same process, whatever its role: nobody knows who killed it. It has died once more all the same."""
+    store = a_store(tmp_path / "0")
+    StoreFlight(store, "jobs").take(a_record(1), alone=True)
+    StoreFlight(store, "escalations").take(a_record(1), alone=True)
+    store.flush()
+    with dead(store, tmp_path / "1") as after:
+        jobs, escalations = StoreFlight(after, "jobs"), StoreFlight(after, "escalations")
+        assert not jobs.condemned(a_record(1))
+        assert not escalations.condemned(a_record(1))
+        assert after.row("SELECT count(*), sum(deaths) FROM deaths", ()) == (2, 2)
+
+
+async def test_what_an_earlier_process_left_for_another_role_condemns_nobody_and_frees_nobody(tmp_path: Path) -> None:
+    """A worker of one role alone dies of a job; what the two-role one before it has left did not run beside it."""
+    store = a_store(tmp_path / "0")
+    StoreFlight(store, "jobs").take(a_record(1), alone=False)
+    StoreFlight(store, "escalations").take(a_record(1), alone=True)
+    store.flush()
+    with dead(store, tmp_path / "1") as second:
+        jobs = StoreFlight(second, "jobs")
+        jobs.take(a_record(1), alone=True)
+        second.flush()
+        with dead(second, tmp_path / "2") as third:
+            assert StoreFlight(third, "jobs").condemned(a_record(1))
+            assert not StoreFlight(third, "escalations").condemned(a_record(1))
 
 
 async def test_a_clean_stop_is_no_death(tmp_path: Path) -> None:
@@ -170,9 +199,9 @@ async def test_another_group_or_a_topic_made_anew_is_another_job(tmp_path: Path)
     """The same topic, partition and offset under another group or with another timestamp has its own fate."""
     store = a_store(tmp_path / "0")
     jobs = StoreFlight(store, "jobs")
-    jobs.take(a_record(1), alone=True)
     jobs.take(a_record(2), alone=False)
     jobs.publish(a_record(2))
+    jobs.take(a_record(1), alone=True)
     store.flush()
     with dead(store, tmp_path / "1") as after:
         jobs, escalations = StoreFlight(after, "jobs"), StoreFlight(after, "escalations")
@@ -259,7 +288,7 @@ async def test_the_jobs_of_a_turn_are_one_write(tmp_path: Path) -> None:
     for offset in range(100):
         flight.take(a_record(offset), alone=False)
         tasks.append(asyncio.ensure_future(works(a_record(offset))))
-    assert store.pending == 100
+    assert store.pending == 101  # and that this process takes its first
     await asyncio.gather(*tasks)
     assert pending == [0] * 100
     store.close()
@@ -293,7 +322,8 @@ async def main():
     flight.publish(a_record(2))
     flight.take(a_record(3), alone=False)
     flight.drop(a_record(3))
-    flight.take(a_record(4), alone=False)
+    if not flight.suspect(a_record(1)):
+        flight.take(a_record(4), alone=False)
     await asyncio.sleep(0)
     print("taken", flush=True)
     await asyncio.Event().wait()

@@ -74,6 +74,26 @@ def test_a_job_that_is_handed_over_makes_room_for_another_and_stays_open() -> No
     assert not stream.hand_over(second[0])
 
 
+def test_nothing_of_a_partition_is_taken_before_its_first_commit() -> None:
+    """A group that begins at the latest would else skip what was taken when its process dies; others flow meanwhile."""
+    stream = opened(SMALL, P1)
+    woken: list[None] = []
+    stream.wake = lambda: woken.append(None)
+    stream.assign(P0, None, "", 100, 0.0)
+    assert [want.partition for want in stream.wanted()] == [P1]
+    for acked in (False, True):
+        commits = stream.commit_due(1.0)
+        assert [(commit.partition, commit.offset) for commit in commits] == [(P0, 100)]
+        assert [want.partition for want in stream.wanted()] == [P1]
+        if acked:
+            assert not woken
+            stream.committed(commits, 1.0)
+        else:
+            stream.commit_failed(0.5)
+    assert woken
+    assert {want.partition for want in stream.wanted()} == {P0, P1}
+
+
 def test_jobs_start_a_burst_at_a_time() -> None:
     """What starts together goes on in step; the next burst starts when the driver asks again."""
     stream = opened(Limits(jobs=10, burst=4, queue=20))

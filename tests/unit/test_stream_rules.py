@@ -75,14 +75,45 @@ def test_empty_retry_partitions_take_no_share_of_what_may_run() -> None:
 def test_what_waits_for_its_time_takes_no_room_from_others_and_holds_nothing_up() -> None:
     """A hundred thousand waiting jobs are a few taken ones: the rest stays in the topic."""
     stream = opened(Stream(LIMITS, {"retries": 60.0}), LATER, P0)
-    (asked,) = [want.records for want in stream.wanted() if want.partition == LATER]
-    assert asked <= 10
-    feed(stream, LATER, *(Rec(n) for n in range(asked)))
+    taken = 0
+    while asked := sum(want.records for want in stream.wanted() if want.partition == LATER):
+        feed(stream, LATER, *(Rec(n) for n in range(taken, taken + asked)))
+        taken += asked
+    assert taken == 10
     assert [want.partition for want in stream.wanted()] == [P0]
     feed(stream, P0, Rec(0), now=50.0)
     assert [job.held.partition for job in stream.start(50.0)] == [P0]
     (row,) = [row for row in stream.stats(50.0) if row.partition == LATER]
     assert row.watermark_age == 0.0
+
+
+@given(st.integers(1, 12), st.lists(st.integers(1, 2 << 20), min_size=1, max_size=40), st.data())
+def test_what_waits_for_its_time_leaves_room_for_new_jobs(retries: int, sizes: list[int], data: st.DataObject) -> None:
+    """However large: the jobs topic is fetched on, and what is parked is an eighth, or one record of each partition.
+
+    Of sizes that are alike; where large ones come after small ones, it is once as much as was asked for.
+    """
+    later = [Partition("retries", number) for number in range(retries)]
+    limits = replace(LIMITS, bytes=8 << 20)
+    stream = opened(Stream(limits, {"retries": 60.0}), P0, *later)
+    alike = len(set(sizes)) == 1
+    fed = dict.fromkeys(later, 0)
+    for _ in range(20):
+        for want in stream.wanted():
+            if want.partition != P0:
+                count = data.draw(st.integers(0, want.records))
+                recs = [Rec(fed[want.partition] + n, value=b"x" * sizes[n % len(sizes)]) for n in range(count)]
+                if recs:
+                    feed(stream, want.partition, *recs)
+                    fed[want.partition] += count
+        assert P0 in [want.partition for want in stream.wanted()]
+        assert not stream.pauses()[Pause.BYTES]
+    if alike:
+        assert stream.bytes <= max(limits.bytes // 8, retries * (sizes[0] + 100))
+    assert all(number <= 10 for number in fed.values())
+    stream.start(60.0)
+    stream.revoke(later)
+    assert (stream.bytes, stream._parked.bytes) == (0, 0)
 
 
 def test_a_job_that_waits_is_not_started_once_its_epoch_has_ended() -> None:

@@ -75,7 +75,9 @@ class StoreFlight:
             if number in store.live.published:
                 published.setdefault(_key(group, place), []).append(number)
             else:
-                died.append((_key(group, place), int(stage), store.now()))
+                # Beside another job of its process nobody knows who killed it.
+                alone = stage == Stage.ALONE and number == store.died_alone
+                died.append((_key(group, place), int(alone), store.now()))
                 store.forget(number)
         self._counts.extend(died)
         store.flush()

@@ -101,6 +101,7 @@ class Store:
                 self._read(db)
                 self.lost = tuple(LostCall(*call[2:]) for call in self.live.calls.values())
                 self.live.calls.clear()
+                self.died_alone = self.live.only()
                 self._tell_again(db)
             self._closing = closing.pop_all()
         self._first = self.live.highest + 1  # job of this process
@@ -121,6 +122,9 @@ class Store:
     def take(self, group: str, place: Place, stage: int) -> int:
         """The job's number in the log. Written by the next `flush`, as is all that follows."""
         number = next(self._jobs)
+        if number == self._first:
+            self.live.first = number
+            self._told.append(("b", number))
         job: Job = ("t", number, group, place, stage, self.now())
         self.live.jobs[number] = job
         self._told.append(job)

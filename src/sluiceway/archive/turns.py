@@ -2,6 +2,7 @@
 
 A row is a JSON array of these, of a job in flight or of a call under way:
 
+    ["b", number]                                a process takes its first job, which has that number
     ["t", number, group, place, stage, at]       a job was taken; where from: [topic, partition, offset, timestamp]
     ["p", number, ...]                           jobs are published
     ["d", number, ...]                           jobs need no memory any more
@@ -37,6 +38,7 @@ class Live:
         self.calls: dict[int, Call] = {}
         self.published: set[int] = set()
         self.highest = 0  # of a job's number
+        self.first = 0  # the number of the last process's first job
 
     def read(self, rows: Iterable[bytes]) -> None:
         """Takes in what `rows` tell, in their order. One that is damaged tells nothing from where it is on."""
@@ -47,6 +49,8 @@ class Live:
 
     def _read(self, what: str, number: int, *rest: Any) -> None:
         match what:
+            case "b":
+                self.first = int(number)
             case "t":
                 self._took(number, *rest)
             case "p":
@@ -87,7 +91,12 @@ class Live:
         self.drop([number for number, job in self.jobs.items() if job[5] < before])
         self.calls = {number: call for number, call in self.calls.items() if call[5] >= before}
 
+    def only(self) -> int | None:
+        """The number of the job that ran when the last process died, None where it was not one alone."""
+        ran = [number for number in self.jobs if number >= self.first and number not in self.published]
+        return ran[0] if len(ran) == 1 else None
+
     def told(self) -> bytes:
         """A row that says all of it."""
         published = [("p", *self.published)] if self.published else []
-        return orjson.dumps([*self.jobs.values(), *published, *self.calls.values()])
+        return orjson.dumps([("b", self.first), *self.jobs.values(), *published, *self.calls.values()])

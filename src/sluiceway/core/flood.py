@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+FLOOD = "flood"
+"""The reason of `Stream.hold` and `release` for a partition with too many dead letters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Flood:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sluiceway.core.flood import Flood, FloodGuard
 from sluiceway.core.offsets import METADATA_LIMIT, SPAN_LIMIT, OffsetLedger
-from sluiceway.core.queue import Queue
+from sluiceway.core.queue import Queue, Taken
 
 
 class Partition(NamedTuple):
@@ -68,7 +68,7 @@ class Held:
 
     __slots__ = (
         "bytes", "changes", "committed", "committed_changes", "draining", "epoch", "flood", "gone", "handed", "head",
-        "head_since", "ledger", "map_full", "partition", "queue", "reasons", "running",
+        "head_since", "ledger", "map_full", "partition", "queue", "reasons", "record_size", "running",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +88,7 @@ class Held:
         self.running = 0  # started and not settled
         self.handed = 0  # of these: handed over
         self.bytes = 0
+        self.record_size = 0.0  # mean of the last batch, in bytes
         self.draining = self.gone = self.map_full = False
         self.reasons: set[str] = set()  # held by others than the limits
         self.committed = committed
@@ -99,6 +100,29 @@ class Held:
     def active(self) -> int:
         """Jobs that hold a slot."""
         return self.running - self.handed
+
+    def stop(self, job: Taken) -> None:
+        """The job runs no more."""
+        self.running -= 1
+        self.bytes -= job.size
+        self.handed -= job.handed
+
+    def pauses(self, limits: Limits, *, jobs: bool, size: bool) -> list[str]:
+        """Why it is not fetched now; `jobs` and `size` say whether its role has enough of them."""
+        reasons: list[str] = []
+        if self.draining:
+            reasons.append(Pause.DRAIN)
+        if self.reasons:
+            reasons.append(Pause.HELD)
+        if jobs:
+            reasons.append(Pause.JOBS)
+        if size:
+            reasons.append(Pause.BYTES)
+        if self.ledger.span >= limits.span:
+            reasons.append(Pause.SPAN)
+        if self.map_full and self.ledger.open:
+            reasons.append(Pause.MAP)
+        return reasons
 
     def stats(self, now: float, pauses: tuple[str, ...]) -> PartitionStats:
         ledger = self.ledger

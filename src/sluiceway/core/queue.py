@@ -33,6 +33,15 @@ class Fetched(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
+def weigh(record: Fetched) -> int:
+    """Bytes that a record takes while it is open."""
+    value, key = record.value, record.key
+    size = 100 + (len(value) if value else 0) + (len(key) if key else 0)
+    if record.headers:
+        size += sum(len(name) + len(content or b"") for name, content in record.headers)
+    return size
+
+
 class Taken:
     """One open offset under its epoch. `due`: not to be started before, on the clock of `now`."""
 

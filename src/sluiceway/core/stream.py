@@ -18,8 +18,8 @@ the map of what is finished above it.
 
 `Order` is an order of work inside one partition and role: `key` runs the jobs of one key one after another. What may
 start of a partition is `core.queue`'s, which partition is next is `core.turns`'; a flood of dead letters holds it
-(`core.flood`). A job that processes have died with runs alone: when it is its turn the role first finishes what runs,
-and starts nothing until it is settled.
+(`core.flood`). A job that processes have died with runs alone (`core.alone`): when it is its turn the process first
+finishes what runs, and starts nothing until it is settled.
 """
 
 from __future__ import annotations
@@ -30,26 +30,24 @@ from typing import Any
 
 from sluiceway.core.alone import Alone
 from sluiceway.core.commits import Commits
-from sluiceway.core.flood import FloodGuard
+from sluiceway.core.flood import FLOOD, FloodGuard
 from sluiceway.core.held import Commit, Held, Limits, Order, Partition, PartitionStats, Pause, Wanted
 from sluiceway.core.offsets import OffsetLedger, decode_finished
-from sluiceway.core.queue import Fetched, Queue, Taken, TenantOf
+from sluiceway.core.parked import RECORDS, Parked
+from sluiceway.core.queue import Fetched, Queue, Taken, TenantOf, weigh
 from sluiceway.core.slots import Slots
 from sluiceway.core.turns import jobs_in_turn
 
-__all__ = ["Commit", "Limits", "Order", "Partition", "PartitionStats", "Pause", "Stream", "Taken", "Wanted"]
-
-FLOOD = "flood"
-"""The reason of `hold` and `release` for a partition with too many dead letters."""
-
-_PARKED = 10  # records of a retry topic's partition that are taken before their time: its head is the next one due
+__all__ = ["FLOOD", "Commit", "Limits", "Order", "Partition", "PartitionStats", "Pause", "Stream", "Taken", "Wanted"]
 
 
 class Stream:
     """Mutable state of one role; see the module for its events and asks. `now` is in seconds of any steady clock.
 
     `delays`: seconds from a record's own time to its start, for retry topics. `suspect` says of a record that it is to
-    run alone; `tenant` names a record's tenant.
+    run alone; `tenant` names a record's tenant; `alone` is of all roles of the process.
+
+    A driver sets `wake`, which brings a `start` soon, and `beside`: how many jobs of ended epochs still run.
     """
 
     def __init__(
@@ -58,13 +56,18 @@ class Stream:
         delays: Mapping[str, float] | None = None,
         suspect: Callable[[Any], bool] | None = None,
         tenant: TenantOf | None = None,
+        alone: Alone | None = None,
     ) -> None:
         self.limits = limits
+        self.alone = alone or Alone()
+        self.alone.roles.append(self)
+        self.wake: Callable[[], object] = int
+        self.beside: Callable[[], int] = int
         self.floods: list[Partition] = []  # held since the driver last looked, and emptied this list
         self._delays = delays or {}
         self._suspect = suspect
         self._slots = None if tenant is None or limits.order is Order.PARTITION else Slots(limits.jobs, tenant)
-        self._alone = Alone()
+        self._parked = Parked(limits.bytes)
         self.running = 0  # started and not settled
         self.handed = 0  # of these: handed over, they wait for their ack
         self.queued = 0
@@ -142,7 +145,10 @@ class Stream:
                 self.bytes -= held.bytes
                 if self._slots is not None:
                     self._slots.end(held.epoch)
-        self._alone.revoked()
+        self.alone.revoked(self)
+
+    def owns(self, held: Held) -> bool:
+        return self._held.get(held.partition) is held
 
     def running_in(self, partitions: Iterable[Partition]) -> int:
         return sum(held.running for p in partitions if (held := self._held.get(p)))
@@ -169,7 +175,7 @@ class Stream:
         room = self.limits.queue - self.queued
         if self._left is not None:
             room = min(room, self._left - self.queued)
-        bytes_room = self.limits.bytes - self.bytes
+        bytes_room = self._bytes_room()
         if room <= 0 or bytes_room <= 0 or not self._held:
             return 0
         return min(room, int(bytes_room / self._mean_size) + 1)
@@ -184,10 +190,13 @@ class Stream:
         wanted = []
         for held in held_list[self._turn :] + held_list[: self._turn]:
             queued, share = len(held.queue), self._queue_share(held)
+            # Before its first commit a death would lose what is taken: the next owner may begin at the latest.
             # Refilled at half, so that a busy partition is not fetched for one record at a time.
-            if queued > share // 2 or self._pauses(held):
+            if held.committed is None or queued > share // 2 or self._pauses(held):
                 continue
             records = min(room, share - queued, self.limits.span - held.ledger.span)
+            if held.queue.delay:
+                records = min(records, self._parked.ahead(held, len(held_list) - self._sharers))
             if records > 0:
                 wanted.append(Wanted(held.partition, held.epoch, records))
         return wanted
@@ -214,24 +223,21 @@ class Stream:
         for record in records:
             if not ledger.take(record.offset):
                 continue
-            value, key = record.value, record.key
-            bytes_ = 100 + (len(value) if value else 0) + (len(key) if key else 0)
-            if record.headers:
-                bytes_ += sum(len(name) + len(content or b"") for name, content in record.headers)
-            job = Taken(held, record, bytes_)
-            size += bytes_
+            job = Taken(held, record, weigh(record))
+            size += job.size
             taken += 1
             if delay:
                 # A clock that is ahead of ours makes nobody wait longer than the delay.
                 job.due = now + min(delay, record.timestamp + delay - wall)
-            if suspect is not None and suspect(record):
-                job.alone = True
+            job.alone = suspect is not None and suspect(record)
             queue.push(job)
         if ledger.position < position:
             ledger.reach(position)
         held.changes += 1
         if taken:
-            self._mean_size += (size / taken - self._mean_size) * 0.2
+            held.record_size = size / taken
+            self._mean_size += (held.record_size - self._mean_size) * 0.2
+            self._parked.bytes += size if delay else 0
             held.bytes += size
             self.bytes += size
             self.queued += taken
@@ -248,17 +254,18 @@ class Stream:
         room = min(jobs - self.running + self.handed, 2 * jobs - self.running, self.limits.burst)
         if self._left is not None:
             room = min(room, self._left)
-        if room <= 0 or not self.queued or self._alone.running is not None:
+        if room <= 0 or not self.queued or self.alone.running is not None:
             return []
         share = 1 if self.limits.order is Order.PARTITION else self._share(jobs)
         started: list[Taken] = []
-        if not self._alone.waiting:
+        if not self.alone.waiting:
             if self._slots is not None:
                 self._slots.look(self.queued, now)
-            started = jobs_in_turn(self._held.values(), room, share, now, self._alone)
-        if self._alone.waiting and not started and not self.running:
-            started = self._alone.start()
-            started[0].held.running += 1
+            started = jobs_in_turn(self._held.values(), room, share, now, self.alone)
+        if self.alone.waiting and not started:
+            started = self.alone.start(self)
+        if self._delays:
+            self._parked.bytes -= sum(job.size for job in started if job.held.queue.delay)
         self.running += len(started)
         self.queued -= len(started)
         if self._left is not None:
@@ -309,19 +316,17 @@ class Stream:
         self._ended(job)
 
     def _stop(self, job: Taken) -> None:
-        held = job.held
-        held.running -= 1
-        held.bytes -= job.size
+        job.held.stop(job)
         self.running -= 1
         self.bytes -= job.size
-        if job.handed:
-            held.handed -= 1
-            self.handed -= 1
+        self.handed -= job.handed
+        if self.alone.waiting:
+            self.alone.tell(self)
 
     def _ended(self, job: Taken) -> None:
         if not job.handed:
             self._leave(job)
-        self._alone.ended(job)
+        self.alone.ended(job, self)
 
     def _leave(self, job: Taken) -> None:
         if self._slots is not None:
@@ -344,6 +349,8 @@ class Stream:
         for commit in commits:
             held = self._held.get(commit.partition)
             if held and held.epoch == commit.epoch:
+                if held.committed is None:
+                    self.wake()
                 held.committed = commit.offset
                 held.committed_changes = commit.changes
 
@@ -369,20 +376,8 @@ class Stream:
         return [held.stats(now, tuple(self._pauses(held))) for held in self._held.values()]
 
     def _pauses(self, held: Held) -> list[str]:
-        reasons: list[str] = []
-        if held.draining:
-            reasons.append(Pause.DRAIN)
-        if held.reasons:
-            reasons.append(Pause.HELD)
-        if self.queued >= self.limits.queue or len(held.queue) >= self._queue_share(held):
-            reasons.append(Pause.JOBS)
-        if self.bytes >= self.limits.bytes:
-            reasons.append(Pause.BYTES)
-        if held.ledger.span >= self.limits.span:
-            reasons.append(Pause.SPAN)
-        if held.map_full and held.ledger.open:
-            reasons.append(Pause.MAP)
-        return reasons
+        full = self.queued >= self.limits.queue or len(held.queue) >= self._queue_share(held)
+        return held.pauses(self.limits, jobs=full, size=self._bytes_room() <= 0)
 
     def _share(self, limit: int) -> int:
         """What one of n partitions may hold of a limit: 2 / (n + 1), so that a stuck one leaves room to the others."""
@@ -390,11 +385,15 @@ class Stream:
 
     def _queue_share(self, held: Held) -> int:
         share = self._share(self.limits.queue)
-        return min(share, _PARKED) if held.queue.delay else share
+        return min(share, RECORDS) if held.queue.delay else share
+
+    def _bytes_room(self) -> int:
+        return self.limits.bytes - self.bytes + self._parked.excess
 
     def _forget_queue(self, held: Held) -> None:
-        dropped = held.queue.clear() + self._alone.forget(held)
+        dropped = held.queue.clear() + self.alone.forget(held)
         self.queued -= len(dropped)
         size = sum(job.size for job in dropped)
+        self._parked.bytes -= size if held.queue.delay else 0
         held.bytes -= size
         self.bytes -= size

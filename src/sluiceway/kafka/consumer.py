@@ -13,6 +13,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 
+from sluiceway.core.alone import Alone
 from sluiceway.core.errors import InputError
 from sluiceway.core.stream import FLOOD, Partition, Stream
 from sluiceway.kafka.agents import Batch, Intake
@@ -60,6 +61,7 @@ class RoleConsumer:
         crashed: Crashed | None = None,
         flight: Flight | None = None,
         holds: Holds | None = None,
+        alone: Alone | None = None,
     ) -> None:
         self.settings = settings
         self._connection = connection
@@ -70,7 +72,7 @@ class RoleConsumer:
         self._flight: Flight = flight or NoFlight()
         self._holds: Holds = holds or NoHolds()
         self._stream = Stream(
-            settings.limits, settings.delays, None if flight is None else flight.suspect, settings.tenant
+            settings.limits, settings.delays, None if flight is None else flight.suspect, settings.tenant, alone
         )
         self._parts: _Parts | None = None
         self._joined = False

@@ -45,6 +45,7 @@ class RunningJobs:
         wake: Callable[[], None],
     ) -> None:
         self._stream = stream
+        stream.wake, stream.beside = self._sweep_soon, lambda: len(self._detached)
         self._work = work
         self._publisher = publisher
         self._settings = settings
@@ -94,6 +95,8 @@ class RunningJobs:
     def part(self) -> int:
         """What still runs of ended epochs: detached, or cancelled where an order of work forbids it to go on."""
         self._shut = False
+        if not self._loop.is_running():
+            return 0  # a revoke that is closed with its loop: nobody is there to be told
         gone = [job for job in self._running if job.held.gone]
         for job in gone:
             task = self._running[job]
@@ -219,6 +222,8 @@ class RunningJobs:
         """A job of an ended epoch is done: nothing of it counts."""
         self._running.pop(job, None)
         self._detached.pop(_place(job), None)
+        if self._stream.alone.waiting:
+            self._stream.alone.tell(self._stream)
 
     def _sweep(self) -> None:
         """Once for all that was handed over or settled in one turn of the loop."""

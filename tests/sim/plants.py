@@ -163,7 +163,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     ),
     "unacked_forgotten_with_its_producer": _plant((_P, "_replace_producer", "if lane.sending]", "if False]")),
     "commit_failure_taken_for_done": _plant(
-        (committer.Committer, "_commit", "if outcome is Committed.DONE:", "if True:")
+        (committer.Committer, "_attempt", "if outcome is Committed.DONE:", "if True:")
     ),
     "commit_never_made_again": _plant((_C, "failed", "self._under_way = False", "pass")),
     "published_twice": _plant(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import cast
 
 import pytest
@@ -11,9 +12,11 @@ from tests.support.stores import a_record
 
 from sluiceway.core.errors import Bug
 from sluiceway.core.stream import Partition
+from sluiceway.kafka import consumer
 from sluiceway.kafka.consumer import RoleConsumer, RoleSettings, _Parts
 from sluiceway.kafka.publish import Publisher
 from sluiceway.kafka.security import read_connection
+from sluiceway.kafka.start import Opening
 from sluiceway.ports import Outgoing, Record
 
 PLACE = Partition("jobs", 0)
@@ -34,9 +37,14 @@ class Submitted:
 class Cut:
     """A role's parts whose last commit of the epoch ends in `fault`."""
 
+    generation = 1
+
     def __init__(self, fault: BaseException) -> None:
-        self.committer = self.fetch = self
+        self.committer = self.fetch = self.group = self
         self.fault = fault
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        pass
 
     async def now(self, until: float) -> bool:  # noqa: ARG002  Committer's
         raise self.fault
@@ -91,4 +99,30 @@ async def test_a_fault_in_a_revoke_ends_the_role() -> None:
     assert await one.role.failed() is fault
     assert one.stream.partitions() == []
     assert one.jobs.detached == 1
+    one.jobs.cancel()
+
+
+async def test_an_opening_that_does_not_hear_of_its_end_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that wakes from a long sleep gets the answer and the end of the epoch at once; the answer won.
+
+    What was opened then nobody revoked: it was read and committed beside its new owner.
+    """
+    asked, heard = asyncio.Event(), asyncio.Event()
+
+    async def deaf(*_: object) -> list[Opening]:
+        asked.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        heard.set()
+        return [Opening(PLACE, 0, 0, "")]
+
+    monkeypatch.setattr(consumer, "openings", deaf)
+    one = Cutting(Bug("none"))
+    one.stream.revoke([PLACE])
+    one.role._assigned([PLACE])
+    await asked.wait()
+    await one.role._revoking([])
+    await heard.wait()
+    await turns()
+    assert one.stream.partitions() == []
     one.jobs.cancel()

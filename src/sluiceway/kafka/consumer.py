@@ -235,6 +235,7 @@ class RoleConsumer:
         self._stream.drain(self._stream.partitions())
         if self._opening is not None:
             self._opening.cancel()
+            self._opening = None  # until Python 3.12 `wait_for` may swallow the cancellation, and it goes on
         return self._revoked(partitions)
 
     def _suspect_a_twin(self) -> None:
@@ -291,6 +292,10 @@ class RoleConsumer:
 
     async def _open(self, parts: _Parts, partitions: list[Partition]) -> None:
         group, generation = parts.group, parts.committer.generation
+
+        def over() -> bool:
+            return self._opening is not asyncio.current_task() or generation != group.generation or self._stopping
+
         try:
             found: list[Opening] | None = None
             while found is None:
@@ -299,10 +304,10 @@ class RoleConsumer:
                 except UnansweredError as error:
                     self._meter.notice("offsets_unread", group=self.settings.group, error=str(error))
                     await asyncio.sleep(self.settings.retry_pause)
-            if generation != group.generation or self._stopping:
+            if over():
                 return
             held = await self._holds.known(self.settings.group)
-            if generation != group.generation or self._stopping:
+            if over():
                 return
             now = self._loop.time()
             for opening in found:

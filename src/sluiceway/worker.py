@@ -7,7 +7,6 @@ or a model still await when the stop budget ends, the process ends. Exit code 0:
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from sluiceway import garbage
 from sluiceway.archive.answers import open_answers
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.journal import Journal
@@ -61,9 +61,6 @@ STOP_BUDGET = 25.0  # seconds from the signal to the end of the process
 _GRACE = 3.0  # of it, at most a quarter, for the producer, and as much for control, probes and connections
 _CUT = 2.0  # what the publisher may take beyond its time, to close what it cuts short
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Objects of a job in flight, more than enough. They live as long as it does, and hardly any are a cycle: a collector
-# that begins whenever a fraction of them is new goes through all of them in vain, for a fifth of the CPU.
-_OF_A_JOB = 500
 _CROWD = 0.2  # of the jobs in flight may sleep by rule; more of them wait in a retry topic
 
 
@@ -89,8 +86,7 @@ class WorkOptions:
 def run(options: WorkOptions) -> int:
     """The exit code of a worker that has stopped. Does not return where something would not stop: the process ends."""
     logs.configure()
-    gc.freeze()  # what was imported stays
-    gc.set_threshold(_OF_A_JOB * options.limits.jobs * len(options.roles), 5, 10)
+    garbage.expect(options.limits.jobs * len(options.roles))
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         code, clean = runner.run(_Worker(options).run())
         if not clean:
@@ -222,10 +218,7 @@ class _Worker:
                 await shares.start()
             cluster = await cluster_id(options.connection)
             desk = Desk(runner, topics, cluster, vitals.dead_letter, vitals.tombstone)
-            # What is here by now stays. The garbage collector went through all of it anew for every few hundred jobs
-            # that were in flight together, which took a third of the CPU.
-            gc.collect()
-            gc.freeze()
+            garbage.keep()
             for role in options.roles:
                 self._consumers[role] = self._consumer(role, topics, desk, publisher, holds)
             for consumer in self._consumers.values():

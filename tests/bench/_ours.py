@@ -11,8 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from sluiceway import garbage
 from sluiceway.clock import WallClock
 from sluiceway.core import job as jobs
+from sluiceway.core.held import Limits
 from sluiceway.core.job import Job
 from sluiceway.core.outcome import Escalation, Result, Review
 from sluiceway.models.openai import OpenAIFormat
@@ -64,6 +66,8 @@ async def ours(url: str, _bodies: list[bytes]) -> Opened:
         policy = read_policy(path)
     runner, pool = open_runner(policy, clock=WallClock(), meter=_NoMeter(), environ={})
     ready = read_jobs()
+    garbage.expect(Limits().jobs)  # as `sluiceway work` does
+    garbage.keep()
 
     async def call(number: int) -> None:
         record = await runner.run(ready[number % JOBS])

@@ -24,7 +24,7 @@ LAYERS = [
     {"publishing", "redrive", "live"},  # one verb of the command line each, over several edges
     {"work", "policyfile"},  # compose: records and runner, policy and models
     {"kafka", "models", "archive", "telemetry"},
-    {"topicmap", "language", "clock", "openfiles"},
+    {"topicmap", "language", "clock", "openfiles", "garbage"},
     {"runner"},
     {"ports"},
     {"core"},

@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests by the real part they ask for, so that `-m` can choose."""
     for item in items:
         used = getattr(item, "fixturenames", ())
-        if "apache_kafka" in used or "secured_kafka" in used:
+        if {"apache_kafka", "secured_kafka", "mortal_kafka"} & set(used):
             item.add_marker("apache")
         if "real_model" in used:
             item.add_marker("real_model")
@@ -67,8 +67,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-def _started(folder: Path, *, secured: bool) -> ApacheKafka:
-    kafka = ApacheKafka(folder, secured=secured)
+def _started(folder: Path, *, secured: bool = False, lapse: float = 60.0) -> ApacheKafka:
+    kafka = ApacheKafka(folder, secured=secured, lapse=lapse)
     try:
         return kafka.start()
     except MissingPartError as cause:
@@ -80,8 +80,16 @@ def _started(folder: Path, *, secured: bool) -> ApacheKafka:
 
 @pytest.fixture(scope="session")
 def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
-    """One real broker for the whole run. A test that stops, kills or freezes it leaves it up again."""
-    kafka = _started(tmp_path_factory.mktemp("apache"), secured=False)
+    """One real broker for the whole run. A test that stops or freezes it leaves it up again; nobody kills it."""
+    kafka = _started(tmp_path_factory.mktemp("apache"))
+    yield kafka
+    kafka.stop()
+
+
+@pytest.fixture
+def mortal_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    """A real broker of the test's own, which it may kill."""
+    kafka = _started(tmp_path_factory.mktemp("mortal"), lapse=3.0)
     yield kafka
     kafka.stop()
 

@@ -152,21 +152,21 @@ async def test_a_callback_that_raises_is_a_bug_that_the_worker_is_told_of(any_ka
 
 
 async def test_while_the_broker_is_away_the_last_known_state_stays_and_then_goes_on(
-    apache_kafka: ApacheKafka, prefix: str
+    mortal_kafka: ApacheKafka, prefix: str
 ) -> None:
     """Killed and started again: nothing raises, a put in vain says so in its time, and both directions work again."""
-    address = Address(apache_kafka.bootstrap, "apache")
+    address = Address(mortal_kafka.bootstrap, "apache")
     connection, topic = await made(address, prefix)
     async with opened(connection, topic) as writer, opened(connection, topic) as reader:
         assert await writer.put(KEY, HOLD)
         assert await reader.catch_up(20.0)
-        await asyncio.to_thread(apache_kafka.kill)
+        await asyncio.to_thread(mortal_kafka.kill)
         try:
             assert not await writer.put(KEY, Hold(6.0, "flood", "", "w"), within=1.0)
             assert not await reader.catch_up(0.5)
             assert reader.get(KEY) == HOLD
         finally:
-            await asyncio.to_thread(apache_kafka.start, 90.0)
+            await asyncio.to_thread(mortal_kafka.start, 90.0)
         newest = Hold(7.0, "flood", "", "w")
         assert await writer.put(KEY, newest, within=60.0)
         assert await reader.catch_up(60.0)

@@ -57,12 +57,12 @@ async def test_committed_offsets_and_metadata_are_seen_from_the_outside(apache_k
 
 @pytest.mark.apache
 @pytest.mark.parametrize("clean", [True, False], ids=["clean", "killed"])
-async def test_a_restarted_broker_has_its_data_and_address(apache_kafka: ApacheKafka, prefix: str, clean: bool) -> None:
-    topic, before = f"{prefix}jobs", apache_kafka.bootstrap
+async def test_a_restarted_broker_has_its_data_and_address(mortal_kafka: ApacheKafka, prefix: str, clean: bool) -> None:
+    topic, before = f"{prefix}jobs", mortal_kafka.bootstrap
     await create_topics(before, {topic: 1})
     await publish(before, topic, [b"1", b"2"])
-    await asyncio.to_thread(apache_kafka.restart, clean=clean)
-    assert apache_kafka.bootstrap == before
+    await asyncio.to_thread(mortal_kafka.restart, clean=clean)
+    assert mortal_kafka.bootstrap == before
     assert [record.value for record in await read_topic(before, topic)] == [b"1", b"2"]
 
 

@@ -168,7 +168,8 @@ class RunningJobs:
                 flight.drop(record)
                 self._settle(job)
             else:
-                self._hand_over(job)
+                if outgoing.topic != self._settings.dead_letters:  # a flood of those is to hold its partition in time
+                    self._hand_over(job)
                 self._publisher.submit(outgoing, self._acked, job)
         except Exception as error:  # noqa: BLE001  top of the task: the worker stops with the record unsettled
             self._flight.blame(record)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from sluiceway.core.catalog import Model
 from sluiceway.models.transport import HttpReply, Transport, target
 from sluiceway.models.wire import Wire
 
@@ -147,4 +148,5 @@ async def test_no_repr_on_the_way_to_an_endpoint_shows_a_key() -> None:
     to = target("https://h.test/v1", {"authorization": "Bearer sk-canary"})
     way = Wire.way(to.direct_url, to.direct_headers)
     assert b"sk-canary" in way.head
-    assert "sk-canary" not in f"{to!r} {way!r} {way.asked!r}"
+    model = Model(name="own", extra_headers={"x-api-key": "sk-canary"})
+    assert "sk-canary" not in f"{to!r} {way!r} {way.asked!r} {model!r}"

@@ -194,7 +194,7 @@ class Model(Frozen):
     limits: Limits = Limits()
     timeout: Annotated[Seconds, Field(description="a duration such as 30s")] = 30.0
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    extra_headers: dict[str, str] = Field(default_factory=dict)
+    extra_headers: dict[str, str] = Field(default_factory=dict, repr=False)  # some hold keys
     file: str | None = None  # recorded, local
     column: str | None = None  # recorded: the column (CSV) or field (JSONL) that holds this model's answer
     sha256: str | None = None  # of `file`; demanded where loading it could run code

@@ -61,8 +61,8 @@ class Stream:
         self.limits = limits
         self.alone = alone or Alone()
         self.alone.roles.append(self)
-        self.wake: Callable[[], object] = int
-        self.beside: Callable[[], int] = int
+        self.wake: Callable[[], object] = lambda: None
+        self.beside: Callable[[], int] = lambda: 0
         self.floods: list[Partition] = []  # held since the driver last looked, and emptied this list
         self._delays = delays or {}
         self._suspect = suspect

@@ -235,7 +235,8 @@ class RoleConsumer:
         self._stream.drain(self._stream.partitions())
         if self._opening is not None:
             self._opening.cancel()
-            self._opening = None  # until Python 3.12 `wait_for` may swallow the cancellation, and it goes on
+            # Until Python 3.12 `wait_for`, ours or aiokafka's, may swallow that: then it looks whether it is over.
+            self._opening = None
         return self._revoked(partitions)
 
     def _suspect_a_twin(self) -> None:

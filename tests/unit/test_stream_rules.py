@@ -89,7 +89,7 @@ def test_what_waits_for_its_time_takes_no_room_from_others_and_holds_nothing_up(
 
 @given(st.integers(1, 12), st.lists(st.integers(1, 2 << 20), min_size=1, max_size=40), st.data())
 def test_what_waits_for_its_time_leaves_room_for_new_jobs(retries: int, sizes: list[int], data: st.DataObject) -> None:
-    """However large: the jobs topic is fetched on, and what is parked is an eighth, or one record of each partition.
+    """However large, however many: the jobs topic is fetched on; parked is an eighth, or one record of each partition.
 
     Of sizes that are alike; where large ones come after small ones, it is once as much as was asked for.
     """
@@ -111,6 +111,7 @@ def test_what_waits_for_its_time_leaves_room_for_new_jobs(retries: int, sizes: l
     if alike:
         assert stream.bytes <= max(limits.bytes // 8, retries * (sizes[0] + 100))
     assert all(number <= 10 for number in fed.values())
+    assert stream.queued <= max(limits.queue // 8, retries)
     stream.start(60.0)
     stream.revoke(later)
     assert (stream.bytes, stream._parked.bytes) == (0, 0)

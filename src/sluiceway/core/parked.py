@@ -1,6 +1,6 @@
 """What is taken of retry topics before its time: a few records of each partition, whose head is the next one due.
 
-It waits for as long as the topic's delay, so it may take no more than a small part of the bytes that jobs share.
+It waits for as long as the topic's delay, so it may take no more than a small part of what jobs share: records, bytes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 RECORDS = 10
 """Of a partition, at most."""
 
-_PART = 8  # of the bytes, one in so many
+_PART = 8  # of the records and of the bytes, one in so many
 
 
 class Parked:
     """`bytes` of the jobs that are taken and have not started."""
 
-    __slots__ = ("_most", "bytes")
+    __slots__ = ("_most", "_records", "bytes")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, records: int) -> None:
         self._most = limit / _PART
+        self._records = records // _PART
         self.bytes = 0
 
     @property
@@ -37,4 +38,4 @@ class Parked:
         """
         fit = int(self._most / partitions / held.record_size) if held.record_size else 1
         queued = len(held.queue)
-        return max(0 if queued else 1, min(RECORDS, fit) - queued)
+        return max(0 if queued else 1, min(RECORDS, fit, self._records // partitions) - queued)

@@ -67,7 +67,7 @@ class Stream:
         self._delays = delays or {}
         self._suspect = suspect
         self._slots = None if tenant is None or limits.order is Order.PARTITION else Slots(limits.jobs, tenant)
-        self._parked = Parked(limits.bytes)
+        self._parked = Parked(limits.bytes, limits.queue)
         self.running = 0  # started and not settled
         self.handed = 0  # of these: handed over, they wait for their ack
         self.queued = 0

@@ -30,6 +30,7 @@ class Server:
     url: str = ""
     asked: list[tuple[int, bytes]] = field(default_factory=list)  # number of the connection, body
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)  # a connection has been, by the other side
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
@@ -42,6 +43,7 @@ class Server:
                 first = mine == 1 and count == 1
                 before = self.rest if mine == 1 and count == 2 else b""
                 writer.write(before + _answer(b"answer to " + body) + (self.beside if first else b""))
+        self.closed.set()
 
     async def idle(self, unasked: bytes) -> None:
         """Writes it. A round trip later it has come to the other side, which runs in this loop too."""
@@ -146,7 +148,33 @@ async def test_a_whole_response_leaves_its_connection_to_the_next_request(respon
 async def test_no_repr_on_the_way_to_an_endpoint_shows_a_key() -> None:
     """Tracebacks print the variables of each frame."""
     to = target("https://h.test/v1", {"authorization": "Bearer sk-canary"})
-    way = Wire.way(to.direct_url, to.direct_headers)
+    wire = Wire()
+    way = wire.way(to.direct_url, to.direct_headers)
+    await wire.aclose()
     assert b"sk-canary" in way.head
     model = Model(name="own", extra_headers={"x-api-key": "sk-canary"})
     assert "sk-canary" not in f"{to!r} {way!r} {way.asked!r} {model!r}"
+
+
+async def test_a_connection_that_nobody_needs_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its server closes it, which would be in the middle of a request at worst."""
+    monkeypatch.setattr("sluiceway.models.wire._KEEPALIVE", 0.01)
+    script = Server()
+    async with running(script) as transport:
+        to = target(script.url, {})
+        await transport.post(to, b"one")
+        async with asyncio.timeout(30):
+            await script.closed.wait()
+        await transport.post(to, b"two")
+    assert script.asked == [(1, b"one"), (2, b"two")]
+
+
+async def test_a_connection_that_lay_too_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server may be about to close it: what lay longer than is safe is as good as gone, be it still open."""
+    script = Server()
+    async with running(script) as transport:
+        to = target(script.url, {})
+        await transport.post(to, b"one")
+        monkeypatch.setattr("sluiceway.models.wire._KEEPALIVE", -1.0)
+        await transport.post(to, b"two")
+    assert script.asked == [(1, b"one"), (2, b"two")]

@@ -170,9 +170,11 @@ def test_a_character_split_over_two_tokens_is_joined_from_their_bytes() -> None:
 
 def test_alternatives_outside_the_top_20_are_dropped_and_missing_bytes_are_taken_from_the_token() -> None:
     """OpenAI and vLLM write -9999 there."""
-    top = [{"token": "a", "logprob": -0.1}, {"token": "b", "logprob": -9999.0, "bytes": None}]
+    top = [{"token": "b", "logprob": -0.1}, {"token": "c", "logprob": -9999.0, "bytes": None}]
     found = reply(completion("a", **logprobs(("a", -0.1), bytes=None, top_logprobs=top)))
-    assert found.logprobs[0].top == ((b"a", -0.1),)
+    assert found.logprobs[0].top == ((b"b", -0.1),)
+    outside = reply(completion("a", **logprobs(("a", -0.1), bytes=None, top_logprobs=top[1:])))
+    assert outside.logprobs[0].top == ()
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,10 @@ class Usage:
 
 
 class TokenLogprob(NamedTuple):
-    """One generated token: its exact bytes, natural-log probability, and the alternatives seen at that place."""
+    """One generated token: its exact bytes, natural-log probability, and alternatives seen at that place.
+
+    The likeliest of them, where there is one: what a score asks for.
+    """
 
     token: bytes
     logprob: float

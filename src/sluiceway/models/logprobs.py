@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from sluiceway.core.call import TokenLogprob
+
+_OUTSIDE = -9999.0  # what servers write of a token that is not among those they have measured
 
 
 def read_logprobs(raw: object) -> list[TokenLogprob]:
     """The tokens of `choices[].logprobs`, or [] where one of them can't be read: a gap would shift all others.
 
-    A logprob of -9999 (OpenAI, vLLM: outside the top 20) is kept for the token itself, dropped from the alternatives.
+    Of the alternatives to a token the likeliest is kept, as no score asks for more. A logprob of -9999 (OpenAI, vLLM:
+    outside the top 20) is kept for the token itself, and no alternative's.
     """
     content = raw.get("content") if isinstance(raw, dict) else None
     if not isinstance(content, list):
@@ -24,18 +28,19 @@ def read_logprobs(raw: object) -> list[TokenLogprob]:
 
 def _as_openai(entry: Any) -> TokenLogprob:
     """A token in OpenAI's own form; KeyError, TypeError or ValueError for any other."""
-    logprob = entry["logprob"]
+    logprob, spelled = entry["logprob"], entry["bytes"]
     if type(logprob) is not float:
         raise TypeError
-    seen = []
+    likeliest, most = None, _OUTSIDE
     for other in entry["top_logprobs"]:
         lower = other["logprob"]
         if type(lower) is not float:
             raise TypeError
-        if lower > -9999.0:
-            seen.append((bytes([*other["bytes"]]), lower if lower < 0.0 else 0.0))
-    # A list made of it: bytes of a bare number would be that many zeros.
-    return TokenLogprob(bytes([*entry["bytes"]]), logprob if logprob < 0.0 else 0.0, tuple(seen))
+        if lower > most and other["bytes"] != spelled:
+            likeliest, most = other, lower
+    # Lists made of them: bytes of a bare number would be that many zeros.
+    top = () if likeliest is None else ((bytes([*likeliest["bytes"]]), most if most < 0.0 else 0.0),)
+    return TokenLogprob(bytes([*spelled]), logprob if logprob < 0.0 else 0.0, top)
 
 
 def _carefully(content: list[Any]) -> list[TokenLogprob]:
@@ -44,9 +49,10 @@ def _carefully(content: list[Any]) -> list[TokenLogprob]:
         token = _token(entry)
         if token is None:
             return []
-        others = entry.get("top_logprobs")
-        seen = [_token(other) for other in others] if isinstance(others, list) else []
-        tokens.append(TokenLogprob(*token, tuple([other for other in seen if other and other[1] > -9999.0])))
+        listed = entry.get("top_logprobs")
+        others = [_token(other) for other in listed] if isinstance(listed, list) else []
+        seen = [other for other in others if other and other[1] > _OUTSIDE and other[0] != token[0]]
+        tokens.append(TokenLogprob(*token, (max(seen, key=itemgetter(1)),) if seen else ()))
     return tokens
 
 

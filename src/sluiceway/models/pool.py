@@ -19,6 +19,7 @@ from sluiceway.core.errors import Bug, InputError
 from sluiceway.core.permit import Allowance, Barred, Ended, Ending, Need, Permit, Permits
 from sluiceway.core.ratelimit import RateLimits
 from sluiceway.models import live, local, providers, recorded
+from sluiceway.models.deadlines import Deadlines
 from sluiceway.models.endpoint import HttpEndpoint, Serves
 from sluiceway.models.line import Line
 from sluiceway.models.live import LiveReport
@@ -26,7 +27,6 @@ from sluiceway.models.local import LocalEndpoint
 from sluiceway.models.recorded import RecordedEndpoint, Recording
 from sluiceway.models.tokens import Encoding
 from sluiceway.models.transport import Transport
-from sluiceway.models.within import within
 from sluiceway.ports import Clock
 
 Observe = Callable[[str, float, Failure | None], None]
@@ -59,6 +59,7 @@ class Pool:
         self._transport = transport
         self._clock = clock
         self._observe = observe
+        self._deadlines = Deadlines()
 
     @classmethod
     def open(
@@ -160,9 +161,9 @@ class Pool:
         if left > 0:
             try:
                 if isinstance(endpoint, HttpEndpoint):
-                    result, told = await within(left, endpoint.call_and_limits(call))
+                    result, told = await self._deadlines.within(left, endpoint.call_and_limits(call))
                 else:
-                    result = await within(left, endpoint.call(call))
+                    result = await self._deadlines.within(left, endpoint.call(call))
             except TimeoutError:
                 pass  # `result` says so already
         seconds = max(self._clock.now() - started, 0.0)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar
 
 import aiohttp
 import certifi
 import yarl
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 from multidict import CIMultiDict
 
-_KEEPALIVE = 30.0  # seconds; below the idle time-out of the usual servers and load balancers (60 s and more)
+from sluiceway.models.turn import Turn
+
+_KEEPALIVE = 30.0  # seconds unused; below the idle time-out of the usual servers and load balancers (60 s and more)
 _DNS_CACHE = 60  # seconds
 _NO_LIMIT = aiohttp.ClientTimeout()
 _SWITCHED = 101
@@ -30,10 +34,14 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How requests go to one URL: what finds their connection, and their head up to the length of the body."""
+    """How requests go to one URL: what finds their connection, and their head up to the length of the body.
+
+    `idle`: connections that may be used again, with when each was used last, which rises.
+    """
 
     asked: aiohttp.ClientRequest
     head: bytes
+    idle: deque[tuple[Connection, float]] = field(default_factory=deque, repr=False)
 
     def __repr__(self) -> str:
         return f"Way({self.asked.url.origin()})"  # the head holds the key
@@ -61,22 +69,25 @@ class Wire:
     def __init__(self) -> None:
         context = ssl.create_default_context(cafile=certifi.where())
         context.load_default_certs()  # and what the machine's owner trusts, a company's own CA for instance
-        self._connector = aiohttp.TCPConnector(
-            limit=0, limit_per_host=0, keepalive_timeout=_KEEPALIVE, ttl_dns_cache=_DNS_CACHE, ssl=context
-        )
+        self._connector = aiohttp.TCPConnector(limit=0, limit_per_host=0, ttl_dns_cache=_DNS_CACHE, ssl=context)
+        self._loop = asyncio.get_running_loop()
+        self._turn = Turn()
+        self._ways: list[Way] = []
+        self._sweeper: asyncio.TimerHandle | None = None  # while a connection is idle
 
-    @staticmethod
-    def way(url: yarl.URL, headers: CIMultiDict[str]) -> Way:
+    def way(self, url: yarl.URL, headers: CIMultiDict[str]) -> Way:
         """The way to `url` with these headers, which hold no line end."""
-        asked = aiohttp.ClientRequest("POST", url, headers=headers, loop=asyncio.get_running_loop())
+        asked = aiohttp.ClientRequest("POST", url, headers=headers, loop=self._loop)
         lines = [f"{name}: {value}" for name, value in asked.headers.items() if name.lower() not in _OWN]
-        return Way(asked, "\r\n".join([f"POST {url.raw_path_qs} HTTP/1.1", *lines, "content-length: "]).encode())
+        way = Way(asked, "\r\n".join([f"POST {url.raw_path_qs} HTTP/1.1", *lines, "content-length: "]).encode())
+        self._ways.append(way)
+        return way
 
     async def post(
         self, way: Way, body: bytes, read: Callable[[RawResponseMessage, aiohttp.StreamReader], Awaitable[Read]]
     ) -> Read:
         """What `read` makes of the response. The connection is kept if that was read whole, and closed otherwise."""
-        connection = await self._connector.connect(way.asked, [], _NO_LIMIT)
+        connection = self._idle(way) or await self._connect(way)
         try:
             protocol = connection.protocol
             if protocol is None or protocol.transport is None:
@@ -84,12 +95,14 @@ class Wire:
             protocol.set_response_params(read_until_eof=True, auto_decompress=False)
             protocol.transport.write(b"%b%d\r\n\r\n%b" % (way.head, len(body), body))
             message, content = await protocol.read()
+            if self._turn.full():
+                await self._turn.wait()
             while message.code < 200 and message.code != _SWITCHED:  # a word before the response
                 message, content = await protocol.read()
             found = await read(message, content)
             if _reusable(protocol):
                 protocol._parser = _IDLE  # type: ignore[assignment]  # it has the two methods that are called
-                connection.release()
+                self._keep(way, connection)
             else:
                 connection.close()
         except BaseException:
@@ -97,8 +110,49 @@ class Wire:
             raise
         return found
 
+    # -- connections ---------------------------------------------------------------------------------------------
+    # aiohttp's own pool keeps what is given back to it. To give back and to find again costs more than a request's
+    # whole way through its parser, so what is idle stays with its way, and the connector counts it as in use.
+
+    async def _connect(self, way: Way) -> Connection:
+        connection = await self._connector.connect(way.asked, [], _NO_LIMIT)
+        transport = None if connection.protocol is None else connection.protocol.transport
+        if transport is not None:
+            # uvloop gathers what is written until all that is ready has run, while the endpoint waits for it.
+            transport.set_write_buffer_limits(0)
+        return connection
+
+    def _idle(self, way: Way) -> Connection | None:
+        """The one that was used last, so that those which are not needed grow old."""
+        oldest = self._loop.time() - _KEEPALIVE
+        while way.idle:
+            connection, used = way.idle.pop()
+            if used >= oldest and not connection.closed:
+                return connection
+            connection.close()
+        return None
+
+    def _keep(self, way: Way, connection: Connection) -> None:
+        way.idle.append((connection, self._loop.time()))
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(_KEEPALIVE, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        oldest = self._loop.time() - _KEEPALIVE
+        for way in self._ways:
+            while way.idle and (way.idle[0][1] <= oldest or way.idle[0][0].closed):
+                way.idle.popleft()[0].close()
+            if way.idle and self._sweeper is None:
+                self._sweeper = self._loop.call_later(_KEEPALIVE, self._sweep)
+
     async def aclose(self) -> None:
-        await self._connector.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for way in self._ways:
+            while way.idle:
+                way.idle.pop()[0].release()
+        await self._connector.close()  # which waits until they are closed
 
 
 def _reusable(protocol: ResponseHandler) -> bool:

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from sluiceway.models.within import within
+from sluiceway.models.deadlines import Deadlines
 
 Bound = Callable[[float, Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
+
+
+async def _ours(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
+    return await Deadlines().within(seconds, work)
 
 
 async def _asyncio(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
@@ -18,7 +22,7 @@ async def _asyncio(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
         return await work
 
 
-@pytest.fixture(params=[within, _asyncio], ids=["ours", "asyncio"])
+@pytest.fixture(params=[_ours, _asyncio], ids=["ours", "asyncio"])
 def bound(request: pytest.FixtureRequest) -> Bound:
     made: Bound = request.param
     return made
@@ -121,3 +125,30 @@ async def test_bounds_stand_within_bounds(bound: Bound) -> None:
     with pytest.raises(TimeoutError):
         await bound(0.001, work())
     assert (inner, _cancelling()) == ([], 0)
+
+
+async def test_each_of_many_has_its_own_time() -> None:
+    """One timer serves all: the shorter end first, whichever began first, and what came in time is left alone."""
+    deadlines, ended = Deadlines(), []
+
+    async def one(name: str, seconds: float, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await deadlines.within(seconds, work)
+            ended.append(f"{name} came")
+        except TimeoutError:
+            ended.append(f"{name} late")
+
+    came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def coming() -> None:
+        await came
+
+    kept = asyncio.ensure_future(one("kept", 60, coming()))
+    late = [
+        asyncio.ensure_future(one("long", 0.05, _for_ever())),
+        asyncio.ensure_future(one("short", 0.001, _for_ever())),
+    ]
+    await asyncio.gather(*late)
+    came.set_result(None)
+    await kept
+    assert ended == ["short late", "long late", "kept came"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -87,13 +87,13 @@ class HttpEndpoint:
         read = usage.input_cache_read if self._cached_is_free else 0
         return usage.input - read, usage.output
 
-    async def exchange(self, call: Call) -> HttpReply | Failure:
+    def exchange(self, call: Call) -> Awaitable[HttpReply | Failure]:
         """The raw response to `call`."""
         try:
             body = self._format.encode(call)
         except InputError:
-            return Failure(FailureKind.INVALID, "bad_text")
-        return await self._transport.post(self._target, body)
+            return _given(Failure(FailureKind.INVALID, "bad_text"))
+        return self._transport.post(self._target, body)
 
     def read(self, answered: HttpReply, call: Call) -> Reply | Failure:
         found = self._format.decode(answered.status, answered.headers, answered.body, call, self._now())
@@ -106,6 +106,10 @@ class HttpEndpoint:
 
     def __repr__(self) -> str:
         return f"HttpEndpoint({self.origin})"
+
+
+async def _given(failure: Failure) -> Failure:
+    return failure
 
 
 def _format(model: Model) -> WireFormat:

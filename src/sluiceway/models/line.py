@@ -55,7 +55,9 @@ class Line:
     def end(self, permit: Permit, ended: Ended) -> None:
         """The permit comes back; whoever it makes room for is woken."""
         now = self._clock.now()
-        self._serve(self.permits.end(permit, ended, now), now)
+        served = self.permits.end(permit, ended, now)
+        if served or self.permits.wake_at != self._rings_at:
+            self._serve(served, now)
 
     def share(self, part: float) -> None:
         """From now on this process may use `part` (0 to 1) of each endpoint's limits a minute."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sluiceway.core.allowance import TIMEOUT
 from sluiceway.core.call import Call, Failure, FailureKind, Reply
@@ -101,14 +102,20 @@ class Pool:
         served = {name: Served(*one, _line(*one, clock, names)) for name, one in found.items()}
         return cls(served, transport, clock, observe)
 
-    async def call(self, call: Call) -> Reply | Failure:
-        """The reply, or what went wrong, before `call.deadline` and, once it has a permit, the model's own time-out."""
+    def call(self, call: Call) -> Coroutine[Any, Any, Reply | Failure]:
+        """The reply, or what went wrong, before `call.deadline` and, once it has a permit, the model's own time-out.
+
+        Raises Bug for a call to what is not in this pool.
+        """
         served = self._served.get(call.model.name)
         if served is None or not 0 <= call.endpoint < len(served.endpoints):
             raise Bug(f"no endpoint {call.endpoint} of model {call.model.name!r} in this pool")
         if served.line is None:
-            return (await self._timed(call, served.endpoints[0]))[0]
-        return await self._permitted(call, served.endpoints, served.line)
+            return self._at_once(call, served.endpoints[0])
+        return self._permitted(call, served.endpoints, served.line)
+
+    async def _at_once(self, call: Call, endpoint: Serves) -> Reply | Failure:
+        return (await self._timed(call, endpoint))[0]
 
     async def _permitted(self, call: Call, endpoints: tuple[Serves, ...], line: Line) -> Reply | Failure:
         failed_at = line.failed_at(call.job_id)

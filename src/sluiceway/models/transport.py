@@ -22,6 +22,7 @@ from multidict import CIMultiDict
 
 from sluiceway.core.call import Failure, FailureKind
 from sluiceway.core.errors import InputError
+from sluiceway.core.value import value
 from sluiceway.models.wire import Way, Wire
 
 MAX_BODY = 4_000_000  # bytes of one response, after decompression
@@ -36,7 +37,7 @@ class Inflater(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class HttpReply:
     """A whole response, as read. `headers` are looked up without regard to case."""
 
@@ -97,18 +98,19 @@ class Transport:
         try:
             if self._inner is not None:
                 return await self._through(self._inner, to, body)
-            return await self._directly(to, body)
+            wire, way = self._way(to)
+            return await wire.post(way, body, self._response)
         except _LIBRARY_ERRORS as error:
             return _failure(error)
 
-    async def _directly(self, to: Target, body: bytes) -> HttpReply | Failure:
+    def _way(self, to: Target) -> tuple[Wire, Way]:
         wire = self._wire
         if wire is None:
             wire = self._wire = Wire()
         known = self._ways.get(id(to))
         if known is None:  # the target is kept with it, so that no other has its id
             known = self._ways[id(to)] = to, wire.way(to.direct_url, to.direct_headers)
-        return await wire.post(known[1], body, self._response)
+        return wire, known[1]
 
     async def _response(self, message: RawResponseMessage, content: aiohttp.StreamReader) -> HttpReply | Failure:
         headers = message.headers
@@ -116,7 +118,9 @@ class Transport:
         if isinstance(inflate, Failure):
             return inflate
         if inflate is None and "content-length" in headers:  # so that it is no longer than was checked
-            return HttpReply(message.code, headers, await content.read())
+            # Nearly always it came in one piece with its head.
+            body = content.read_nowait() if content.is_eof() else await content.read()
+            return HttpReply(message.code, headers, body)
         read = await self._read(content.iter_any(), inflate)
         return read if isinstance(read, Failure) else HttpReply(message.code, headers, read)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvloop
 from aiokafka import errors as kafka_errors
-from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from tests.support.roles import Works, World, caught_up, ids, repeats, until
 from tests.support.topics import Address
 
@@ -55,6 +55,21 @@ async def test_the_number_of_jobs_in_flight_is_bounded_and_all_of_it_is_used(wor
         works.release()
         await until(lambda: role.stats().settled == 300)
     assert works.most == 40
+
+
+async def test_what_waits_in_a_retry_topic_holds_up_no_new_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiokafka asks a broker for nothing until what it brought is read; how long it waits is for ever here."""
+    monkeypatch.setattr(FetchResult, "calculate_backoff", lambda result: result._backoff and 3600.0)
+    retries = f"{world.name}.retries"
+    await world.make(retries)
+    await world.publish(ids(400), topic=retries)
+    settings: dict[str, object] = {"topics": (world.jobs, retries), "delays": {retries: 3600.0}}
+    async with world.publisher() as publisher, world.role(Works(world.results), publisher, **settings) as role:
+        for number in range(10):
+            await world.publish(ids(10, first=10 * number))
+            await world.publish(ids(10, first=10 * number), topic=retries)
+            await until(lambda number=number: role.stats().settled == 10 * number + 10)
+    assert sorted(await world.read()) == ids(100)
 
 
 async def test_a_second_member_takes_over_partitions_and_nothing_is_lost(world: World) -> None:

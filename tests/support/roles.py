@@ -100,12 +100,16 @@ class World:
         self.jobs, self.results = f"{name}.jobs", f"{name}.results"
         self.group = f"{name}.group"
 
-    async def make(self, **config: str) -> None:
+    async def make(self, *topics: str, **config: str) -> None:
+        """The jobs and the results, unless topics are named."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
         await admin.start()
         try:
             await admin.create_topics(
-                [NewTopic(name, self.partitions, 1, topic_configs=config) for name in (self.jobs, self.results)]
+                [
+                    NewTopic(name, self.partitions, 1, topic_configs=config)
+                    for name in topics or (self.jobs, self.results)
+                ]
             )
         finally:
             await admin.close()
@@ -116,14 +120,15 @@ class World:
         *,
         key: Callable[[bytes], bytes] = lambda value: value,
         compression: str | None = None,
+        topic: str | None = None,
     ) -> None:
-        """Returns when all are acked."""
+        """Returns when all are acked. To the jobs, unless a topic is named."""
         producer = AIOKafkaProducer(
             bootstrap_servers=self.bootstrap, acks="all", max_batch_size=1 << 17, compression_type=compression
         )
         await producer.start()
         try:
-            acks = [await producer.send(self.jobs, value, key=key(value)) for value in values]
+            acks = [await producer.send(topic or self.jobs, value, key=key(value)) for value in values]
             await asyncio.gather(*acks)
         finally:
             await producer.stop()

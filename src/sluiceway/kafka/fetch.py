@@ -99,6 +99,8 @@ class FetchLoop:
                 self._settings.batched("poll", partition.topic, self._settings.group, self._loop.time() - began)
             if position is not None and (records or self._stream.moved(partition, epoch, position)):
                 batches.append(Batch(partition, epoch, [_record(record) for record in records], position))
+        if self._settings.delays:
+            self._group.pass_over(self._settings.delays)  # the rest of a retry topic is read when its head is due
         return batches
 
     def _is_current(self, partition: Partition, epoch: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -224,6 +224,17 @@ class Group:
         """Done when something has arrived for any partition, or the group is broken (its exception says why)."""
         future: asyncio.Future[None] = self._consumer._fetcher._create_fetch_waiter()
         return future
+
+    def pass_over(self, topics: Container[str]) -> None:
+        """What lies unread of `topics` holds up no fetch of others.
+
+        aiokafka asks a broker for nothing until what it brought last is read, for a tenth of a second at most.
+        """
+        fetcher = self._consumer._fetcher
+        for tp, result in fetcher._records.items():
+            if result._backoff and tp.topic in topics:
+                result._backoff = 0.0
+                fetcher._notify(fetcher._wait_consume_future)
 
     def seek(self, partition: Partition, offset: int) -> None:
         self._consumer.seek(TopicPartition(*partition), offset)

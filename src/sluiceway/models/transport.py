@@ -69,10 +69,10 @@ def target(url: str, headers: Mapping[str, str]) -> Target:
         raise InputError("base_url", f"{url!r} is not an http or https URL. Mend: write it as https://host/v1")
     if parsed.userinfo:
         raise InputError("base_url", f"the URL of {parsed.host} holds a password. Mend: name the key with api_key_env")
-    for name, value in headers.items():
+    for name, text in headers.items():
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
             raise InputError("header", f"{name!r} is not a header name. Mend: letters, digits, '-' and '_' only")
-        if not (value.isascii() and value.isprintable()):
+        if not (text.isascii() and text.isprintable()):
             raise InputError("header", f"header {name!r} holds a control or non-ASCII character. Mend: remove it")
     sent = {
         "accept": "application/json",

@@ -26,7 +26,7 @@ class SimEntry(Entry):
     """Tells its store's `twice` of a call that is made though its reply is on file."""
 
     async def started(self) -> None:
-        if self._store.held(self._key) is not None:
+        if self._store.replies.held(self._key) is not None:
             self._store.twice(f"{self._job.id} at {self._call.model.name}")
         await super().started()
 

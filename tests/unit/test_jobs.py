@@ -129,3 +129,21 @@ async def test_a_fault_of_a_job_that_is_older_than_the_store_keeps_ends_the_role
     store.flush()
     assert store.row("SELECT deaths, alone FROM deaths", ()) == (1, 0)
     store.close()
+
+
+async def test_a_job_that_was_published_is_settled_and_not_run_though_a_commit_covers_it_meanwhile(
+    tmp_path: Path,
+) -> None:
+    """A commit of its former epoch is acked between its start and its task's first turn."""
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+    flight.take(a_record(0), alone=False)
+    flight.publish(a_record(0))
+    role = RunningRole(flight)
+    starts = asyncio.ensure_future(role.run(a_record(0)))
+    await turns(1)
+    flight.cover(a_commit(1))
+    await starts
+    assert [role.ran, role.publisher.sent] == [[], []]
+    assert role.stream.stats(0.0)[0].watermark == 1
+    store.close()

@@ -184,15 +184,15 @@ async def test_the_replies_of_a_turn_come_back_each_as_it_was(tmp_path: Path) ->
     }
     store = a_store(tmp_path)
     for key, reply in {**replies, "released": REPLY}.items():
-        store.keep(key, reply)
-    store.release("released")
+        store.replies.keep(key, reply)
+    store.replies.release("released")
     store.close()
     again = a_store(tmp_path)
     for key, reply in replies.items():
-        found = again.held(key)
+        found = again.replies.held(key)
         assert found is not None
         assert found == dataclasses.replace(reply, logprobs=tuple(reply.logprobs))
-    assert again.held("released") is None
+    assert again.replies.held("released") is None
     again.close()
     with closing(sqlite3.connect(tmp_path / "store.db")) as db:
         assert db.execute("SELECT count(*) FROM replies").fetchone() == (1,)
@@ -201,13 +201,13 @@ async def test_the_replies_of_a_turn_come_back_each_as_it_was(tmp_path: Path) ->
 async def test_a_reply_that_cant_be_written_costs_no_other_one(tmp_path: Path) -> None:
     """An endpoint may count beyond 64 bits: that reply is not held, those of its turn are, and the store goes on."""
     store = a_store(tmp_path)
-    store.keep("ab", REPLY)
-    store.keep("cd", Reply("{}", Usage(input_uncached=1 << 70)))
+    store.replies.keep("ab", REPLY)
+    store.replies.keep("cd", Reply("{}", Usage(input_uncached=1 << 70)))
     await store.written()
-    assert store.held("cd") is None
+    assert store.replies.held("cd") is None
     store.close()
     again = a_store(tmp_path)
-    assert again.held("ab") == REPLY
+    assert again.replies.held("ab") == REPLY
     again.close()
 
 
@@ -215,14 +215,14 @@ async def test_two_replies_to_one_call_in_a_turn_are_one(tmp_path: Path) -> None
     """Two copies of a record: the last reply is held, and released as one."""
     store = a_store(tmp_path)
     first, second, third = [Reply(text, Usage()) for text in ("1", "2", "3")]
-    store.keep("ab", first)
-    store.keep("ab", second)
-    assert store.held("ab") == second
+    store.replies.keep("ab", first)
+    store.replies.keep("ab", second)
+    assert store.replies.held("ab") == second
     store.flush()
-    assert store.held("ab") == second
-    store.keep("ab", third)
+    assert store.replies.held("ab") == second
+    store.replies.keep("ab", third)
     store.flush()
-    assert store.held("ab") == third
-    store.release("ab", "ab")
-    assert store.held("ab") is None
+    assert store.replies.held("ab") == third
+    store.replies.release("ab", "ab")
+    assert store.replies.held("ab") is None
     store.close()

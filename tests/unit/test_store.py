@@ -213,7 +213,7 @@ async def test_a_write_that_failed_untold_is_told_at_the_end(tmp_path: Path) -> 
     await pays(store, a_job("j0"), a_call(), None)
     with closing(sqlite3.connect(tmp_path / "store.db")) as other:
         other.execute("DROP TABLE replies")
-    store.keep("00", REPLY)
+    store.replies.keep("00", REPLY)
     store.soon()
     await asyncio.sleep(0)  # the turn in which it is written
     with pytest.raises(Bug, match="no such table"):
@@ -264,14 +264,14 @@ async def test_sqlites_own_log_begins_anew_though_the_loop_writes_on(
     longest = 0
     long = Reply("x" * 10_000, Usage())
     for number in range(400):
-        store.keep(f"{number:032x}", long)
+        store.replies.keep(f"{number:032x}", long)
         await store.written()
         if store._folding is not None and number % 20 == 0:
             await store._folding
         longest = max(longest, len(contents(tmp_path)["store.db-wal"]))
     assert longest < 1_500_000  # of 4 MB
-    assert store.held(f"{7:032x}") == long
+    assert store.replies.held(f"{7:032x}") == long
     store.close()
     again = a_store(tmp_path)
-    assert again.held(f"{399:032x}") == long
+    assert again.replies.held(f"{399:032x}") == long
     again.close()

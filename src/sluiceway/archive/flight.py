@@ -117,7 +117,8 @@ class StoreFlight:
         before = self._running.get(coordinates)
         if before is not None:  # taken again before anybody said what came of it
             self._store.forget(before.number)
-        self._take(coordinates, Stage.ALONE if alone else Stage.RUNNING)
+        number = self._store.take(self._group, coordinates, Stage.ALONE if alone else Stage.RUNNING)
+        self._running[coordinates] = Flown(number, coordinates, alone=alone)
         self._store.soon()
 
     def begin(self, record: Record) -> None:
@@ -139,8 +140,7 @@ class StoreFlight:
             again.known = key
             uncovered.append(again)
         elif job is None:
-            self._take(coordinates, Stage.PUBLISHED)
-            job = self._running.pop(coordinates)
+            job = Flown(self._store.take(self._group, coordinates, Stage.PUBLISHED), coordinates)
         if job is not None:
             self._store.publish(job.number)
             if job.calls:
@@ -193,7 +193,7 @@ class StoreFlight:
             replies += job.replies
         if left:
             self._uncovered[commit.partition] = left
-        self._store.release(*replies)
+        self._store.replies.release(*replies)
         self._store.forget(*numbers)
         self._store.soon()
 
@@ -214,10 +214,6 @@ class StoreFlight:
         self._own &= {job.coordinates for left in self._uncovered.values() for job in left}
 
     # -- keys ---------------------------------------------------------------------------------------------------
-
-    def _take(self, coordinates: Coordinates, stage: Stage) -> None:
-        number = self._store.take(self._group, coordinates, int(stage))
-        self._running[coordinates] = Flown(number, coordinates, alone=stage is Stage.ALONE)
 
     def _key(self, coordinates: Coordinates) -> bytes:
         return _key(self._group, coordinates)

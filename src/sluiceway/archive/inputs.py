@@ -36,13 +36,14 @@ class Inputs:
     def __init__(self, store: Store, reused: OnReused) -> None:
         self._store = store
         self._reused = reused
-        self._names = array("q", bytes(8 * _SLOTS))  # a later job takes the slot of an earlier one
-        self._digests = array("q", bytes(8 * _SLOTS))
+        # A name and its digest lie side by side; a later job takes the slot of an earlier one.
+        self._known = array("q", bytes(16 * _SLOTS))
         self._reported: set[tuple[int, int]] = set()
         self._room = min(_ROOM, store.bounds.size // 8)
         self._rows, self._forgets = store.batch(_TELL), store.batch(_FORGET)
-        self._told = bytearray()  # of the turn's row, which grows until it is written
+        self._fresh: list[tuple[str, str]] = []  # of the turn's row
         self._mark = 0
+        store.flush()
         with store.transaction() as db:
             db.execute(_TABLE)
             db.execute(_FORGET, (-1, store.now() - store.bounds.age))
@@ -52,29 +53,32 @@ class Inputs:
                     name, digest = orjson.loads(line)
                     self._noted(hash(name), int(digest, 16))
         self._swept = self._mark
+        store.gathers.append(self._tell)
 
     def saw(self, job: Job, digest: str) -> None:
         """Notes a job and its input's digest, and tells of it where the id came with another one."""
         digest = digest[:_DIGITS]
         name = f"{job.tenant or ''}\0{job.task}\0{job.id}\0{job.round}"
         found, now = hash(name), int(digest, 16)
-        slot = found & (_SLOTS - 1)
-        if self._names[slot] == found and self._digests[slot] == now:
+        known, slot = self._known, 2 * (found & (_SLOTS - 1))
+        if known[slot] == found and known[slot + 1] == now:
             return  # the usual case of a job's second call
         before = self._noted(found, now)
         if before == now:
             return
-        self._tell(name, digest)
+        if not self._fresh:
+            self._store.soon()
+        self._fresh.append((name, digest))
         if before is not None:
             self._reused(job, f"{before:0{_DIGITS}x}", digest)
 
     def _noted(self, found: int, now: int) -> int | None:
         """The digest that the name came with first, None where it is new; this one where it was noted already."""
-        slot = found & (_SLOTS - 1)
-        if self._names[slot] != found:
-            self._names[slot], self._digests[slot] = found, now
+        known, slot = self._known, 2 * (found & (_SLOTS - 1))
+        if known[slot] != found:
+            known[slot], known[slot + 1] = found, now
             return None
-        before = self._digests[slot]
+        before = known[slot + 1]
         if (found, now) in self._reported:
             return now
         if before != now:
@@ -83,14 +87,14 @@ class Inputs:
             self._reported.add((found, now))
         return before
 
-    def _tell(self, name: str, digest: str) -> None:
-        if not self._rows:  # the first of this turn
-            self._told = bytearray()
-            self._rows.append((self._mark, self._store.now(), self._told))
-            self._store.soon()
-        line = orjson.dumps((name, digest)) + b"\n"
-        self._told += line
-        self._mark += len(line)
+    def _tell(self) -> None:
+        """Once for all of a turn."""
+        if not self._fresh:
+            return
+        fresh, self._fresh = self._fresh, []
+        told = b"\n".join(map(orjson.dumps, fresh)) + b"\n"
+        self._rows.append((self._mark, self._store.now(), told))
+        self._mark += len(told)
         if self._mark - self._swept >= self._room // _STEPS:
             self._swept = self._mark
             self._forgets.append((self._mark - self._room, self._store.now() - self._store.bounds.age))

@@ -43,10 +43,10 @@ class Entry:
         self._key = key_of(job, call, digest)
         self._number = 0
         key = self._key
-        self.reply = store.held(key)
-        if self.reply is None and store.former:
+        self.reply = store.replies.held(key)
+        if self.reply is None and store.replies.former:
             key = former_key_of(job, call)
-            self.reply = store.held(key)
+            self.reply = store.replies.held(key)
         """The one that this very call got before."""
         flown = FLOWN.get()
         if self.reply is not None and flown is not None and key not in flown.replies:
@@ -67,7 +67,7 @@ class Entry:
         store, flown = self._store, FLOWN.get()
         keeps = isinstance(event, Reply) and self._call.clearance <= store.bounds.clearance
         if isinstance(event, Reply) and keeps:
-            store.keep(self._key, event)
+            store.replies.keep(self._key, event)
             if flown is not None:
                 flown.replies += (self._key,)
         if flown is None or keeps or not _billed(event):

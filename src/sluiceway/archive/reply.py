@@ -8,7 +8,7 @@ One alone is JSON. Those of a turn of the event loop lie together, as three colu
     tokens    those bytes: of all tokens, then of all alternatives
     numbers   their log-probabilities in the same order, each 8 bytes, little-endian
 
-All that is said of a token so goes through no code of ours, one by one: most of a reply are its log-probabilities.
+So nothing that is said of a token is encoded one by one: most of a reply are its log-probabilities.
 """
 
 from __future__ import annotations
@@ -107,11 +107,10 @@ def _encoded(kept: Mapping[str, Reply]) -> tuple[bytes, bytes, bytes]:
                 len(reply.logprobs),
             )
         )
-    # A token is three in a row, an alternative two.
-    tokens: list[Any] = [*chain.from_iterable(chain.from_iterable([reply.logprobs for reply in kept.values()]))]
-    tops = tokens[2::3]
-    others: list[Any] = [*chain.from_iterable(chain.from_iterable(tops))]
-    texts, numbers = tokens[0::3] + others[0::2], tokens[1::3] + others[1::2]
+    tokens = [*chain.from_iterable([reply.logprobs for reply in kept.values()])]
+    tops = [token[2] for token in tokens]
+    said: list[tuple[Any, ...]] = [*tokens, *chain.from_iterable(tops)]
+    texts, numbers = [one[0] for one in said], [one[1] for one in said]
     lengths = [*map(len, texts)]
     return (
         orjson.dumps((told, [*map(len, tops)], lengths)),

@@ -6,7 +6,7 @@ age. Losing it costs money, never a job. `archive/journal.py` and `archive/fligh
 
 What is written survives the death of the process at once (the operating system has it), and that of the machine up to
 SQLite's last checkpoint. A job costs it next to nothing: all that a turn of the event loop has to tell is one row
-(`archive/turns.py`), as are all replies of a turn; a row of replies goes when none of them is needed any more.
+(`archive/turns.py`), as are all its replies (`archive/replies.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import itertools
 import os
 import sqlite3
 import types
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +25,15 @@ from typing import Any
 import orjson
 
 from sluiceway.archive.lock import locked
-from sluiceway.archive.reply import decode_replies, encode_replies
+from sluiceway.archive.replies import Replies
 from sluiceway.archive.tables import opened
 from sluiceway.archive.turns import Call, Job, Live, Place
-from sluiceway.core.call import Reply
 from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug, InputError
 
 _SLOTS = 256
 _TOLD_AGAIN = (2_000, 8 << 20)  # rows, or bytes, of the log after which what is live is told again
 _PRUNED = 20_000  # things written between two looks at the bounds
-_FORMER = 32  # characters of a reply's key in format 4
 _FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
 _FOLDED = 4 << 20  # bytes of rows between two times that SQLite's log goes into the file
 
@@ -73,6 +70,7 @@ class Store:
         self.bounds = bounds
         self.live = Live()
         self.pruned: list[Callable[[], None]] = []  # who is told when what is too old has been forgotten
+        self.gathers: list[Callable[[], None]] = []  # who is told before a flush
         self._batches: dict[str, list[tuple[Any, ...]]] = {}
         self._due = False
         self._turns = 0  # that were written, or could not be
@@ -82,10 +80,6 @@ class Store:
         self._published: list[int] = []
         self._forgotten: list[int] = []
         self._answered: list[int] = []
-        self._kept: dict[str, Reply] = {}  # and not written yet
-        self._held: dict[str, int] = {}  # replies, and the rows that they are in
-        self._left: Counter[int] = Counter()  # how many replies of a row are needed
-        self._gone: list[tuple[int]] = []  # rows of which none is
         self._log = [0, 0]  # rows and bytes since what is live was told last
         self._written = 0
         self._unfolded = 0
@@ -98,7 +92,8 @@ class Store:
             self._db = opened(directory / "store.db")
             closing.callback(self._db.close)
             with self.transaction() as db:
-                self._read(db)
+                self.live.read(row for (row,) in db.execute("SELECT told FROM turns ORDER BY id"))
+                self.replies = Replies(db)
                 self.lost = tuple(LostCall(*call[2:]) for call in self.live.calls.values())
                 self.live.calls.clear()
                 self.died_alone = self.live.only()
@@ -106,16 +101,6 @@ class Store:
             self._closing = closing.pop_all()
         self._first = self.live.highest + 1  # job of this process
         self._jobs, self._calls = itertools.count(self._first), itertools.count(1)
-
-    def _read(self, db: sqlite3.Connection) -> None:
-        self.live.read(row for (row,) in db.execute("SELECT told FROM turns ORDER BY id"))
-        self._row = 1
-        for row, *columns in db.execute("SELECT id, told, tokens, numbers FROM replies ORDER BY id"):
-            self._row = row + 1
-            self._held.update(dict.fromkeys(decode_replies(*columns) or (), row))
-        self.former = frozenset(key for key in self._held if len(key) == _FORMER)
-        self._left.update(self._held.values())
-        self._gone = [(row,) for (row,) in db.execute("SELECT id FROM replies") if row not in self._left]
 
     # -- jobs in flight, calls under way ------------------------------------------------------------------------
 
@@ -155,35 +140,6 @@ class Store:
             self.live.calls.pop(number, None)
         self._answered += numbers
 
-    # -- replies ------------------------------------------------------------------------------------------------
-
-    def keep(self, key: str, reply: Reply) -> None:
-        """Holds a reply until it is released or too old."""
-        if key in self._held:
-            self.release(key)
-        self._kept[key] = reply
-
-    def held(self, key: str) -> Reply | None:
-        """None where none is held."""
-        row = self._held.get(key)
-        if row is None:
-            return self._kept.get(key)
-        found = self.row("SELECT told, tokens, numbers FROM replies WHERE id = ?", (row,))
-        return None if found is None else (decode_replies(*found) or {}).get(key)
-
-    def release(self, *keys: str) -> None:
-        """Nobody will ask for these any more."""
-        held, left = self._held, self._left
-        for key in keys:
-            row = held.pop(key, None)
-            if row is None:
-                self._kept.pop(key, None)
-                continue
-            left[row] -= 1
-            if not left[row]:
-                del left[row]
-                self._gone.append((row,))
-
     # -- file ---------------------------------------------------------------------------------------------------
 
     def batch(self, sql: str) -> list[tuple[Any, ...]]:
@@ -197,7 +153,7 @@ class Store:
     @property
     def pending(self) -> int:
         log = len(self._told) + len(self._published) + len(self._forgotten) + len(self._answered)
-        return log + len(self._kept) + sum(map(len, self._batches.values()))
+        return log + self.replies.pending + sum(map(len, self._batches.values()))
 
     def check(self) -> None:
         """Raises Bug where the file took no more: what was noted in a former turn of the loop is not on record."""
@@ -211,12 +167,15 @@ class Store:
 
         It raises Bug where the file took no more, now or before: what failed once is not tried over and over.
         """
-        self.check()
+        if self._fault is not None:
+            self.check()
         turn = self._turns
-        self.soon()
+        if not self._due:
+            self.soon()
         while self._turns == turn:
             yield
-        self.check()
+        if self._fault is not None:
+            self.check()
 
     def soon(self) -> None:
         """The next flush is at the end of this turn of the loop: before a task that is made now has its first.
@@ -237,13 +196,12 @@ class Store:
 
     def flush(self) -> None:
         """Writes what is gathered, in one transaction. Raises Bug where the file takes no more: the worker stops."""
+        for gather in self.gathers:
+            gather()
         count = self.pending
-        if not count and not self._gone:
+        if not count and not self.replies.due:
             return
         told = self._gathered()
-        kept, self._kept = self._kept, {}
-        columns = encode_replies(kept) if kept else None
-        gone, self._gone = [row for row in self._gone if row[0] not in self._left], []
         batches = [(sql, rows.copy()) for sql, rows in self._batches.items() if rows]
         for rows in self._batches.values():
             rows.clear()
@@ -255,14 +213,7 @@ class Store:
                 self._log[0] += 1
                 self._log[1] += len(row)
                 self._unfolded += len(row)
-            if columns is not None and kept:
-                db.execute("INSERT INTO replies VALUES (?, ?, ?, ?, ?)", (self._row, now, *columns))
-                self._unfolded += sum(map(len, columns))
-                self._held.update(dict.fromkeys(kept, self._row))
-                self._left[self._row] = len(kept)
-                self._row += 1
-            if gone:
-                db.executemany("DELETE FROM replies WHERE id = ?", gone)
+            self._unfolded += self.replies.write(now)
             for sql, rows in batches:
                 db.executemany(sql, rows)
             if self._log[0] > _TOLD_AGAIN[0] or self._log[1] > _TOLD_AGAIN[1]:
@@ -323,19 +274,7 @@ class Store:
             self.live.forget(oldest)
             self._tell_again(db)
             db.execute("DELETE FROM deaths WHERE at < ?", (oldest,))
-            db.execute("DELETE FROM replies WHERE at < ?", (oldest,))
-            (pages,) = db.execute(
-                "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
-            ).fetchone()
-            (page,) = db.execute("PRAGMA page_size").fetchone()
-            (first,) = db.execute("SELECT min(at) FROM replies").fetchone()
-            if first is not None and pages * page > self.bounds.size:
-                db.execute("DELETE FROM replies WHERE at < ?", (first + (self.now() - first) / 50,))
-            (first,) = db.execute("SELECT min(id) FROM replies").fetchone()
-        least = self._row if first is None else first
-        if any(row < least for row in self._left):
-            self._held = {key: row for key, row in self._held.items() if row >= least}
-            self._left = Counter(self._held.values())
+            self.replies.prune(oldest, self.now(), self.bounds.size)
         for told in self.pruned:
             told()
 

@@ -17,7 +17,7 @@ a place was one text with spaces between, its timestamp in milliseconds, and a p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import orjson
@@ -75,12 +75,12 @@ class Live:
         if stage == Stage.PUBLISHED:
             self.published.add(number)
 
-    def drop(self, numbers: Iterable[int]) -> None:
+    def drop(self, numbers: Collection[int]) -> None:
         """These jobs need no memory any more."""
-        jobs, published = self.jobs, self.published
+        jobs = self.jobs
         for number in numbers:
             jobs.pop(number, None)
-            published.discard(number)
+        self.published.difference_update(numbers)
 
     def land(self, first: int) -> None:
         """Jobs from that number on that still run are in flight no more."""

@@ -111,7 +111,7 @@ class RunningJobs:
         return len(gone)
 
     def start(self, now: float) -> None:
-        running = self._running
+        running, flight = self._running, self._flight
         jobs = self._stream.start(now)
         if len(jobs) == self._settings.limits.burst:
             self._sweep_soon()
@@ -127,9 +127,10 @@ class RunningJobs:
                     continue
             record = job.record
             assert isinstance(record, Record)  # noqa: S101  we made it
-            if not self._flight.was_published(record) and not self._condemned(record):
-                self._flight.take(record, alone=job.alone)
-            running[job] = self._loop.create_task(self._run(job))
+            published = flight.was_published(record)
+            if not published and not self._condemned(record):
+                flight.take(record, alone=job.alone)
+            running[job] = self._loop.create_task(self._run(job, published=published))
         if self._settings.delays:
             self._wait_for_the_next(now)
 
@@ -144,12 +145,13 @@ class RunningJobs:
     def _condemned(self, record: Record) -> bool:
         return self._crashed is not None and self._flight.condemned(record)
 
-    async def _run(self, job: Taken) -> None:
+    async def _run(self, job: Taken, *, published: bool) -> None:
+        """`published`: its outgoing record was, by an earlier run or in an earlier epoch."""
         record = job.record
         assert isinstance(record, Record)  # noqa: S101  we made it
         try:
             flight = self._flight
-            if flight.was_published(record):
+            if published:
                 flight.publish(record)
                 self._settle(job)
                 return

@@ -207,6 +207,19 @@ async def test_a_store_that_takes_no_more_says_so_to_all_who_wait_and_from_then_
     store.close()  # somebody was told: once is enough
 
 
+async def test_a_turn_that_could_not_be_gathered_is_not_taken_for_written(tmp_path: Path) -> None:
+    """Whatever the fault of a turn, and be it ours, no call of it is made."""
+    store = a_store(tmp_path)
+
+    def broken() -> None:
+        raise LookupError("of ours")
+
+    store.gathers.append(broken)
+    with pytest.raises(Bug, match="of ours"):
+        await pays(store, a_job("j1"), a_call(), None)
+    store.close()  # somebody was told
+
+
 async def test_a_write_that_failed_untold_is_told_at_the_end(tmp_path: Path) -> None:
     """A reply that could not be kept is not lost in silence; the directory is given back all the same."""
     store = a_store(tmp_path)

@@ -193,6 +193,8 @@ class Store:
             self.flush()
         except Bug as error:
             self._fault = error
+        except Exception as error:  # noqa: BLE001  top of the callback: whoever waits is not to take it for written
+            self._fault = Bug(f"store {self.directory}: {error!r}")
 
     def flush(self) -> None:
         """Writes what is gathered, in one transaction. Raises Bug where the file takes no more: the worker stops."""
@@ -263,6 +265,9 @@ class Store:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
             raise self._bug(error) from None
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
 
     def prune(self) -> None:
         """Forgets what is older than the bounds allow, and a fiftieth of the time kept while the file is too large.

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from decimal import Decimal
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from sluiceway.core import job as jobs
@@ -25,7 +26,7 @@ from sluiceway.core.outcome import Ending, HandOver, Retry
 from sluiceway.core.plan import Plan, compile_plans
 from sluiceway.core.policy import Policy
 from sluiceway.core.worth import WorthBoard
-from sluiceway.ports import Clock, Entry, Journal, Meter, Models, NoJournal, Tokens, Tracer
+from sluiceway.ports import Clock, Journal, Meter, Models, NoJournal, Tokens, Tracer
 
 _LONG = 50_000  # characters of a job whose text is read, cut and hashed beside the loop
 
@@ -61,6 +62,7 @@ class Runner:
         self._leaving = leaving
         self._tracer = tracer
         self._health = HealthBoard()
+        self._usual = Conditions(self._health.view())
         self._shares = {name: FailedShare(task.failed_share) for name, task in policy.tasks.items()}
         self._days = {
             name: DayBudget(ledger.from_usd(Decimal(str(task.budget.usd_per_day))), ZoneInfo(task.budget.timezone))
@@ -84,9 +86,9 @@ class Runner:
         """What each task's models cost for each success, in this process."""
         return self._worth
 
-    async def run(self, job: Job, role: Role = Role.JOBS) -> Ending:
+    def run(self, job: Job, role: Role = Role.JOBS) -> Coroutine[Any, Any, Ending]:
         """What this round of `job` comes to in `role`; its task must be one of the policy's."""
-        return await self._traced(job, role, None)
+        return self._traced(job, role, None)
 
     async def resume(self, handed: HandOver) -> Ending:
         """What the reference makes of an escalated job, or its role of one that comes back, from its trail on.
@@ -100,7 +102,7 @@ class Runner:
         role = handed.role if isinstance(handed, Retry) else Role.ESCALATIONS
         return await self._traced(job, role, handed)
 
-    def _traced(self, job: Job, role: Role, resumed: HandOver | None) -> Awaitable[Ending]:
+    def _traced(self, job: Job, role: Role, resumed: HandOver | None) -> Coroutine[Any, Any, Ending]:
         climb = self._climb(self.plans[job.task], job, role, resumed)
         return climb if self._tracer is None else self._tracer.job(job, role, climb)
 
@@ -151,10 +153,12 @@ class Runner:
         name = plan.task.name
         day = self._days.get(name)
         left = None if day is None else day.left(now)
-        health, too_dear = self._health.view(), self._worth[name].too_dear
+        health, too_dear, may_fail = self._health.view(), self._worth[name].too_dear, self._shares[name].allows(now)
         if beside:
             health, too_dear = dict(health), dict(too_dear)
-        return Conditions(health, left, self._shares[name].allows(now), language, too_dear)
+        elif left is None and may_fail and language == "und" and not too_dear:
+            return self._usual
+        return Conditions(health, left, may_fail, language, too_dear)
 
     def _still_fits(self, ask: Call, cascade: Cascade, plan: Plan, now: float) -> Ask:
         """The call, or what is to be done instead: others may have spent while it was decided on beside the loop."""
@@ -182,36 +186,36 @@ class Runner:
         if entry is not None and entry.reply is not None:
             return entry.reply
         day = self._days.get(plan.task.name)
-        if day is None:
-            return (await self._pay(ask, plan, entry))[0]
-        worst, counted = plan.worst_cost(ask.model.name, ask.request), 0
-        day.reserve(worst)  # before anything is awaited: others would decide on the same money
+        worst = counted = 0
+        if day is not None:
+            worst = plan.worst_cost(ask.model.name, ask.request)
+            day.reserve(worst)  # before anything is awaited: others would decide on the same money
         try:
-            event, actual = await self._pay(ask, plan, entry)
+            if entry is not None:
+                await entry.started()  # on record first, where it is to be remembered
+            event = await self._models.call(ask)
+            actual = self._paid(ask.model.name, event, plan)
+            if entry is not None:
+                entry.ended(event)
             # The endpoint may bill what no count came back of; trails and `spent` hold what was metered alone.
             counted = worst if ledger.lost(event) else actual
         except asyncio.CancelledError:
             counted = worst  # it may have been sent
             raise
         finally:
-            day.settle(worst, counted, self._clock.now())
+            if day is not None:
+                day.settle(worst, counted, self._clock.now())
         return event
 
-    async def _pay(self, call: Call, plan: Plan, entry: Entry | None) -> tuple[Reply | Failure, int]:
-        """Makes the call, on record first where it is to be remembered; with what it cost, in pico-dollars."""
-        if entry is not None:
-            await entry.started()
-        name = call.model.name
-        event = await self._models.call(call)
-        actual = ledger.cost(event.usage, plan.price(name))
-        now = self._clock.now()
+    def _paid(self, name: str, event: Reply | Failure, plan: Plan) -> int:
+        """A call to model `name` has ended: what it cost, in pico-dollars, which is counted, as is what it says."""
+        actual = ledger.cost(event.usage, plan.prices[name])
         self.spent += actual
         # A call refused as invalid says something of itself, and one that came too fast something of us.
         # A kept answer says nothing at all, and a copy what another has said: one call is one observation.
         if not event.copy and (
             event.endpoint != CACHED if isinstance(event, Reply) else event.kind is FailureKind.TRANSIENT
         ):
-            self._health.observe(name, event.seconds, failed=isinstance(event, Failure), now=now)
-        if entry is not None:
-            entry.ended(event)
-        return event, actual
+            failed = isinstance(event, Failure)
+            self._health.observe(name, event.seconds, failed=failed, now=self._clock.now())
+        return actual

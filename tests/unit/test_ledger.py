@@ -36,6 +36,16 @@ def test_an_hours_cache_costs_more_than_five_minutes() -> None:
     assert ledger.cost(Usage(input_cache_write_1h=1), price) == 10_000_000
 
 
+def test_without_a_cache_the_short_way_costs_the_same() -> None:
+    """Whole and finer prices alike, and those that rise with the input."""
+    fine = Price(input_mtok=Decimal("0.0000005"), output_mtok=Decimal("0.00000025"))
+    rising = Price(input_mtok=Decimal(1), tiers=(PriceTier(from_tokens=100, input_mtok=Decimal(2)),))
+    for price in (PLAIN, fine, rising):
+        for given, answer in ((0, 0), (7, 3), (99, 1), (100, 5), (250, 1)):
+            usage = Usage(input_uncached=given, output_text=answer)
+            assert ledger.plain_cost(given, answer, price) == ledger.cost(usage, price)
+
+
 def test_a_finer_price_is_rounded_once_an_attempt_and_half_to_even() -> None:
     """Half a pico-dollar a token: 1, 2, 3 and 5 tokens make 0, 1, 2 and 2."""
     price = Price(input_mtok=Decimal("0.0000005"))

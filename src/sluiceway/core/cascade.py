@@ -93,8 +93,12 @@ class Cascade:
         plan, job, now = self.plan, self.job, self._now
         if self._conditions.language != "und":
             self._facts = replace(self._facts, language=self._conditions.language)
-        left = plan.task.deadline if self._resumed is None else self._resumed.trail.remaining
-        self._deadline, self._whole = min(now + left, self._expires), min(plan.task.deadline, self._expires - now)
+        whole = plan.task.deadline
+        left = whole if self._resumed is None else self._resumed.trail.remaining
+        self._deadline, self._whole = now + left, whole
+        if self._expires < math.inf:
+            self._deadline, self._whole = min(now + left, self._expires), min(whole, self._expires - now)
+            left = min(left, self._expires - now)
         self._record.begin(self._deadline)
         if isinstance(self._resumed, Retry):
             return self._returned(self._resumed)
@@ -102,7 +106,6 @@ class Cascade:
             return self._late()
         dear = self._conditions.too_dear if self.role is Role.JOBS else worth.NONE
         skipped = worth.skipped(plan.task.worth, dear, self._coin)
-        left = min(left, self._expires - now)
         route = self._routed(plan.router.plan(job, self._facts, self._conditions.health, now, left, skipped))
         if isinstance(route, NoRoute):
             return self._refuse(route.reason, route.detail)
@@ -162,53 +165,52 @@ class Cascade:
 
     def _call(self) -> Ask:
         """A call to the current rung, unless time, money, room, its health or its worth forbid it."""
-        rung, now = self._rung, self._now
-        model = self.plan.models[rung.model]
-        paused = worth.paused(self.plan.task.worth, self._conditions.too_dear.get(rung.model), self._coin)
+        plan, conditions, now, name = self.plan, self._conditions, self._now, self._rung.model
+        model = plan.models[name]
+        paused = worth.paused(plan.task.worth, conditions.too_dear.get(name), self._coin)
         if now >= self._deadline or self._fuel <= 0:
             return self._late(paused)
         if paused is not None and not self._tries and not self._draws:
             return self._wait(self._pause(self._waits, None, self._longest()), paused)
-        known = self._conditions.health.get(rung.model)
+        known = conditions.health.get(name)
         if known is not None and known.out_until > now and not self._tries:
             return self._rung_failed(known.out_until)
-        built = self.plan.prompt.build(self._text, self.job.context, self.plan.limit(rung))
+        built = plan.prompt.build(self._text, self.job.context, plan.limits[name])
         if isinstance(built, TooLong):
-            self._record.leave_out(rung.model, f"context window: {built.needed} tokens > {built.limit}")
-            return self._climb(EscalationReason.ROUTED, f"{rung.model} cannot hold the job")
+            self._record.leave_out(name, f"context window: {built.needed} tokens > {built.limit}")
+            return self._climb(EscalationReason.ROUTED, f"{name} cannot hold the job")
         request, facts = built
-        over = self.plan.over_budget(rung.model, request, self._record.spent, self._conditions.day_left)
+        over = plan.over_budget(name, request, self._record.spent, conditions.day_left)
         if over is not None:
-            if self.plan.task.budget.on_exceeded == "review":
+            if plan.task.budget.on_exceeded == "review":
                 return self._review(ReviewReason.OVER_BUDGET, over)
             return self._refuse(RefusalReason.OVER_BUDGET, over)
         self._fuel -= 1
         self._tries += 1
         self.state = State.CALLING
-        self._record.called(rung.model, facts)
+        self._record.called(name, facts)
         # A permit may be waited for while what follows keeps its time; the call itself ends by the model's time-out.
         deadline = min(self._deadline, max(now + model.timeout, self._latest()))
-        logprobs = self.plan.wants_logprobs(self.plan.gates[rung.model])
+        job, logprobs = self.job, name in plan.by_logprobs
         draw, clearance = len(self._draws) + 1, self._facts.clearance
-        tenant = self.job.tenant or ""
-        return Call(model, request, self._endpoint, deadline, self.job.id, logprobs, draw, clearance, tenant)
+        return Call(model, request, self._endpoint, deadline, job.id, logprobs, draw, clearance, job.tenant or "")
 
     def _replied(self, reply: Reply) -> Ask:
-        task = self.plan.task
-        gate = self.plan.gates[self._rung.model]
-        cut = reply.finish is FinishReason.LENGTH and task.kind is Kind.TEXT
-        answer = Malformed("cut") if cut else self.plan.reader.read(reply.text)
+        plan, gate = self.plan, self.plan.gates[self._rung.model]
+        cut = reply.finish is FinishReason.LENGTH and plan.kind is Kind.TEXT
+        answer = Malformed("cut") if cut else plan.reader.read(reply.text)
         reason = gates.unusable(reply.finish, answer)
         good = answer if isinstance(answer, Answer) and reason is None else None
-        if gate is not None and gate.score is ScoreKind.VOTES:
+        kind = ScoreKind.NONE if gate is None else gate.score
+        if gate is not None and kind is ScoreKind.VOTES:
             return self._voted(gate, reply, good, reason)
         if good is None:
             return self._judged(gates.escalate(reason or EscalationReason.MALFORMED), reply, None, None)
-        if gate is not None and gate.score is ScoreKind.LOCAL:
+        if gate is not None and kind is ScoreKind.LOCAL:
             return self._locally(gate, reply, good)
         score = None
-        if gate is not None and gate.score is not ScoreKind.NONE:
-            score = scores.from_logprobs(gate, reply, self.plan.reader.compared, per_field=task.kind is Kind.EXTRACTION)
+        if gate is not None and kind is not ScoreKind.NONE:
+            score = scores.from_logprobs(gate, reply, plan.reader.compared, per_field=plan.kind is Kind.EXTRACTION)
         return self._judged(gates.judge(gate, score), reply, good, score)
 
     def _voted(self, gate: Gate, reply: Reply, answer: Answer | None, reason: EscalationReason | None) -> Ask:
@@ -237,8 +239,7 @@ class Cascade:
         self.state = State.SCORING
         request = Request("", "", self.plan.task.schema_, self.plan.task.name, len(self._text.tokens), self.job.text)
         deadline, clearance = min(self._deadline, self._now + judge.timeout), self._facts.clearance
-        tenant = self.job.tenant or ""
-        return Call(judge, request, 0, deadline, self.job.id, clearance=clearance, tenant=tenant)
+        return Call(judge, request, 0, deadline, self.job.id, clearance=clearance, tenant=self.job.tenant or "")
 
     def _scored(self, event: Reply | Failure) -> Ask:
         gate = self.plan.gates[self._rung.model]
@@ -361,10 +362,9 @@ class Cascade:
         if self.plan.out_of_scope(answer.value):
             return self._refuse(RefusalReason.OUT_OF_SCOPE, f"the answer is {self.plan.task.out_of_scope}")
         share = self.plan.task.review.sample
-        sampled = share > 0 and self._coin(Purpose.SAMPLE) < share
+        propensity = share if share > 0 and self._coin(Purpose.SAMPLE) < share else None
         paid = self._record.paid(self.plan.reference)
         reference_cost = paid or self.plan.reference_cost(self._text, reply.text)
-        propensity = share if sampled else None
         return Finish(self._record.answered(self._rung.model, answer, score, reference_cost, propensity))
 
     def _refuse(self, reason: RefusalReason, detail: str) -> Ask:

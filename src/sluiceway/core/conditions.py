@@ -27,7 +27,10 @@ class Conditions:
 
     def unusual(self, now: float) -> dict[str, Any] | None:
         """What may turn a decision, None where nothing does: models out or too dear, a bounded day, a share used up."""
-        out = {name: known.out_until for name, known in self.health.items() if known.out_until > now}
+        out = {}
+        for name, known in self.health.items():  # written out: a comprehension is a call, twice a job
+            if known.out_until > now:
+                out[name] = known.out_until
         if not out and self.day_left is None and self.may_fail and not self.too_dear:
             return None
         seen: dict[str, Any] = {"out_until": out} if out else {}

@@ -31,6 +31,13 @@ def cost(usage: Usage, price: Price) -> int:
     return total if rates.scale == 1 else round(Fraction(total, rates.scale))  # half to even
 
 
+def plain_cost(input_tokens: int, output_tokens: int, price: Price) -> int:
+    """The same of a call that no cache took part in."""
+    rates = price.rates_at(input_tokens) if price.tiers else price.rates
+    total = input_tokens * rates.uncached + output_tokens * rates.output
+    return total if rates.scale == 1 else round(Fraction(total, rates.scale))
+
+
 def exact(shares: Sequence[Usage], price: Price | str | None) -> Sequence[Usage]:
     """The shares of one call, such that their costs sum to what the call costs.
 

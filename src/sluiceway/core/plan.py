@@ -9,7 +9,7 @@ from typing import Any
 
 from sluiceway.core import ledger
 from sluiceway.core.answer import AnswerReader
-from sluiceway.core.call import Request, Usage
+from sluiceway.core.call import Request
 from sluiceway.core.catalog import Model, Price
 from sluiceway.core.policy import Policy
 from sluiceway.core.prompt import Prompt, Text
@@ -28,8 +28,10 @@ class Plan:
     router: Router
     tokens: Tokens
     usd_per_job: int | None  # pico-dollars
+    kind: Kind  # the task's
     reference: str  # its model's name
     gates: Mapping[str, Gate | None]  # of each rung, by its model's name
+    by_logprobs: frozenset[str]  # the rungs whose gate measures them
     prices: Mapping[str, Price]
     limits: Mapping[str, int]  # tokens that a request to each rung may hold
 
@@ -63,22 +65,17 @@ class Plan:
     def price(self, model: str) -> Price:
         return self.prices[model]
 
-    def wants_logprobs(self, gate: Gate | None) -> bool:
-        return gate is not None and gate.score in LOGPROB_SCORES
-
     def out_of_scope(self, answer: Mapping[str, Any]) -> bool:
         """Whether a delivered answer says: not for this task."""
         word = self.task.out_of_scope
         if word is None:
             return False
-        return bool(answer.get("label") == word if self.task.kind is Kind.LABEL else answer.get("tags") == [word])
+        return bool(answer.get("label") == word if self.kind is Kind.LABEL else answer.get("tags") == [word])
 
     def reference_cost(self, text: Text, reply: str) -> int:
         """Pico-dollars the reference alone would have cost, by our own token counts at its price."""
-        reference = self.task.reference
-        size = self.prompt.size(text, self.limit(reference))
-        usage = Usage(input_uncached=size, output_text=len(self.tokens.encode(reply)))
-        return ledger.cost(usage, self.prices[reference.model])
+        size = self.prompt.size(text, self.limits[self.reference])
+        return ledger.plain_cost(size, len(self.tokens.encode(reply)), self.prices[self.reference])
 
 
 def compile_plans(policy: Policy, tokens: Tokens) -> dict[str, Plan]:
@@ -88,6 +85,7 @@ def compile_plans(policy: Policy, tokens: Tokens) -> dict[str, Plan]:
 
 def _compile(task: Task, policy: Policy, tokens: Tokens) -> Plan:
     limit = task.budget.usd_per_job
+    gates = {rung.model: task.gate_of(rung) for rung in task.ladder}
     return Plan(
         task=task,
         models=policy.models,
@@ -97,8 +95,10 @@ def _compile(task: Task, policy: Policy, tokens: Tokens) -> Plan:
         router=Router(task, policy.models),
         tokens=tokens,
         usd_per_job=None if limit is None else ledger.from_usd(Decimal(str(limit))),
+        kind=task.kind,
         reference=task.reference.model,
-        gates={rung.model: task.gate_of(rung) for rung in task.ladder},
+        gates=gates,
+        by_logprobs=frozenset(name for name, gate in gates.items() if gate and gate.score in LOGPROB_SCORES),
         prices={name: _price(model) for name, model in policy.models.items()},
         limits={rung.model: _limit(rung, policy.models[rung.model]) for rung in task.ladder},
     )

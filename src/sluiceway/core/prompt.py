@@ -30,6 +30,10 @@ CHAT_TOKENS = 16  # what a chat template adds around two messages, rounded up
 _LEAST_TEXT = 16  # a budget below this shows a model too little to judge
 _SHRINKS = 6  # times a template is laid out again with less text before the job counts as too long
 
+_Context = tuple[str, tuple[str, ...], int, str]
+"""Passages in their fences, their ids, the tokens they take, and their digest."""
+_NO_CONTEXT: _Context = "", (), 0, ""
+
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
 
 
@@ -141,8 +145,10 @@ class Prompt:
         """
         system = self._system(limit)
         left = limit - system.tokens
-        shown, ids, spent, context_digest = self._context(context, int(left * self._task.context_share))
-        left -= spent
+        shown, ids, spent, context_digest = _NO_CONTEXT
+        if context:
+            shown, ids, spent, context_digest = self._context(context, int(left * self._task.context_share))
+            left -= spent
         built = self._templated(text, left) if self._asks_input else self._fenced(text, left)
         if isinstance(built, int):
             return TooLong(limit - left + built, limit)
@@ -181,10 +187,8 @@ class Prompt:
             known = self._systems[limit] = _System(text, size, hasher, tuple(ids), _tag(*parts) if parts else "")
         return known
 
-    def _context(self, passages: Sequence[Passage], budget: int) -> tuple[str, tuple[str, ...], int, str]:
-        """The passages that fit `budget` in their fences, their ids, the tokens they take, and their digest."""
-        if not passages:
-            return "", (), 0, ""
+    def _context(self, passages: Sequence[Passage], budget: int) -> _Context:
+        """Of the passages those that fit `budget`."""
         parts: list[str] = []
         ids: list[str] = []
         spent = 0
@@ -202,12 +206,13 @@ class Prompt:
 
     def _fenced(self, text: Text, left: int) -> tuple[str, int, bool] | int:
         """The whole text in one fence, its tokens, whether it was trimmed; the tokens it needs where it can't fit."""
-        room, needed = left - self._fence, len(text.tokens)
-        trimmed = needed > room
-        if trimmed and (room < _LEAST_TEXT or self._task.trim == "none"):
-            return needed + self._fence
-        whole = self._cut(text.tokens, room, self._task.trim) if trimmed else text.whole
-        return fence("data", _tag(whole), whole), self._fence + min(needed, room), trimmed
+        room, whole, size = left - self._fence, text.whole, len(text.tokens)
+        trimmed = size > room
+        if trimmed:
+            if room < _LEAST_TEXT or self._task.trim == "none":
+                return size + self._fence
+            whole, size = self._cut(text.tokens, room, self._task.trim), room
+        return fence("data", _tag(whole), whole), self._fence + size, trimmed
 
     def _templated(self, text: Text, left: int) -> tuple[str, int, bool] | int:
         """Likewise as the template lays it out, which decides what it takes: parts are cut until it fits."""

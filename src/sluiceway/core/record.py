@@ -8,8 +8,8 @@ from typing import Any
 
 from sluiceway.core import ledger
 from sluiceway.core.answer import Answer
-from sluiceway.core.call import Failure, Reply, Usage
-from sluiceway.core.catalog import CLEARANCE_NAMES, LEVEL_NAMES, Model
+from sluiceway.core.call import Failure, Reply
+from sluiceway.core.catalog import CLEARANCE_NAMES, LEVEL_NAMES
 from sluiceway.core.conditions import USUAL, Conditions
 from sluiceway.core.errors import Bug
 from sluiceway.core.job import Job
@@ -57,7 +57,7 @@ class Recorder:
         self._taken_at = 0.0
         self._deadline = 0.0
         self._called: tuple[str, PromptFacts, float] | None = None
-        self._context_use: float | None = None  # of the last attempt
+        self._context_use: float | None = None  # of the last attempt; to six decimals, None where none was metered
         self._distributions = dict(resumed.distributions) if isinstance(resumed, Retry) else {}
         self.spent = 0 if resumed is None else resumed.trail.cost_picousd  # pico-dollars
 
@@ -96,7 +96,8 @@ class Recorder:
         }
         if facts.language != "und":
             known["language"] = facts.language
-        known |= self._conditions.unusual(self._now) or {}
+        if seen := self._conditions.unusual(self._now):
+            known |= seen
         health = self._conditions.health
         p95 = {name: health[name].p95 for name in self._plan.limits if name in health}
         if p95:
@@ -144,8 +145,8 @@ class Recorder:
     def replied(
         self, reply: Reply, answer: Answer | None, score: Score | None, verdict: VerdictKind, reason: str | None
     ) -> None:
-        text, sha256 = bounded_reply(reply.text, self._replies)
-        self._replies += 0 if text is None else len(text.encode())
+        text, sha256, held = bounded_reply(reply.text, self._replies)
+        self._replies += held
         attempt = self._attempt(reply, verdict, reason, answer, score, text, sha256)
         if reply.distribution is not None:
             self._distributions[attempt.model] = reply.distribution
@@ -166,13 +167,18 @@ class Recorder:
         if self._called is None:
             raise Bug("a reply came to a call that was not recorded")
         model, prompt, at = self._called
+        known, usage = self._plan.models[model], event.usage
+        cost = ledger.cost(usage, self._plan.prices[model])
+        tokens = usage.input + usage.output
+        self.spent += cost
+        self._context_use = round(tokens / known.context_window, 6) if tokens else None
         reply, failure = (event, None) if isinstance(event, Reply) else (None, event)
         # By position, in the order of the fields: so many keywords would cost each job more than a microsecond.
         attempt = Attempt(
             model,
-            self._plan.models[model].tier,
+            known.tier,
             at,
-            max(0.0, self._now - at),
+            self._now - at if self._now > at else 0.0,
             verdict,
             reason,
             self._plan.digest,
@@ -187,15 +193,13 @@ class Recorder:
             None if failure is None else f"{failure.kind.value}: {failure.detail}",
             None if failure is None else failure.retry_after,
             None if reply is None else _top(reply.distribution),
-            event.usage,
-            ledger.cost(event.usage, self._plan.prices[model]),
+            usage,
+            cost,
             prompt,
             self._conditions.unusual(self._now),
-            _context_use(event.usage, self._plan.models[model]),
+            self._context_use,
             None if reply is None or reply.packed == 1 else reply.packed,
         )
-        self.spent += attempt.cost_picousd
-        self._context_use = attempt.context_use
         self._steps.append(attempt)
         return attempt
 
@@ -218,27 +222,32 @@ class Recorder:
     def answered(
         self, model: str, answer: Answer, score: Score | None, reference_cost: int, propensity: float | None
     ) -> Result:
-        job = self._job
-        policy, now, trail, spent, usd = self._account()
+        job, plan, spent = self._job, self._plan, self.spent
+        # As most jobs end here: by position, in the order of the fields.
         return Result(
-            *self._head(),
+            outcome_id(job.id, job.round),
+            job.id,
+            job.round,
+            job.task,
             Status.ANSWERED,
-            policy,
-            now,
-            trail,
+            plan.digest,
+            self._now,
+            self.trail(),
             spent,
-            usd,
-            escalated=self._escalated,
-            tenant=job.tenant,
-            answer=answer.value,
-            model=model,
-            tier=self._plan.models[model].tier,
-            score=None if score is None else score.value,
-            bar=None if self._plan.task.bar is None else BAR_NOT_PROVED,
-            reference_cost_picousd=reference_cost,
-            saving_picousd=reference_cost - self.spent,
-            context_use=self._context_use,
-            sampled=None if propensity is None else Sampled(propensity, self._published(job)),
+            ledger.usd(spent),
+            None,
+            None,
+            answer.value,
+            model,
+            plan.models[model].tier,
+            None if score is None else score.value,
+            self._escalated,
+            None if plan.task.bar is None else BAR_NOT_PROVED,
+            reference_cost,
+            None if propensity is None else Sampled(propensity, self._published(job)),
+            job.tenant,
+            reference_cost - spent,
+            self._context_use,
         )
 
     def refused(self, reason: RefusalReason, detail: str) -> Result:
@@ -316,11 +325,12 @@ class Recorder:
     def _escalated(self) -> EscalationReason | None:
         """Why the job is in this role, None where it came from its publisher."""
         match self._resumed:
+            case None:
+                return None
             case Escalation(reason=reason):
                 return reason
             case Retry(escalated=reason):
                 return reason
-        return None
 
     def _head(self) -> tuple[str, str, int, str]:
         """What each outcome begins with: its id, and the job's id, round and task."""
@@ -335,12 +345,6 @@ class Recorder:
     def _published(job: Job) -> dict[str, Any]:
         """The job as its publisher wrote it, with the id it was given."""
         return {**job.raw, "id": job.id, "task": job.task, "round": job.round}
-
-
-def _context_use(usage: Usage, model: Model) -> float | None:
-    """The share of the context window, to six decimals; None where no tokens were metered."""
-    tokens = usage.input + usage.output
-    return round(tokens / model.context_window, 6) if tokens else None
 
 
 def _top(distribution: Mapping[str, float] | None) -> Mapping[str, float] | None:

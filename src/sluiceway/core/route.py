@@ -82,7 +82,10 @@ class Router:
 
     def held(self, facts: Facts) -> str | None:
         """The text of the first review.always rule that holds, None where none does."""
-        return next((rule.text for rule in self._always if rule.holds(facts)), None)
+        for rule in self._always:
+            if rule.holds(facts):
+                return rule.text
+        return None
 
     def plan(
         self,

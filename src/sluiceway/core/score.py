@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from sluiceway.core.answer import Span, spans
-from sluiceway.core.call import Reply, TokenLogprob
+from sluiceway.core.call import Reply
 from sluiceway.core.task import Gate, ScoreKind
 from sluiceway.core.trail import Score
 
@@ -29,12 +29,13 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
     tokens = reply.logprobs
     if not tokens:
         return _score(gate, None, {})
-    total = sum([logprob for _, logprob, _ in tokens])
-    features = {"mean_logprob": _p(total / len(tokens)), "answer_logprob": _p(total)}
-    if gate.score in _WHOLE:
-        return _score(gate, features[gate.score], features)
+    words, logprobs, tops = zip(*tokens, strict=True)
+    total, kind = sum(logprobs), gate.score
+    features = {"mean_logprob": _p(total / len(words)), "answer_logprob": _p(total)}
+    if kind in _WHOLE:
+        return _score(gate, features[kind], features)
     text = reply.text
-    if b"".join([token for token, _, _ in tokens]) != text.encode("utf-8", "surrogatepass"):
+    if b"".join(words) != text.encode("utf-8", "surrogatepass"):
         return _score(gate, None, features)
     found = (_short_spans(text) if len(text) <= _SHORT else spans(text)) or _bare(text, compared)
     fields: dict[str, float] = {}
@@ -43,12 +44,12 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
         values = found.get(name)
         if not values:
             return _score(gate, None, features)
-        measured = [_span(tokens, _in_bytes(text, span)) for span in values]
-        fields[name] = min([probability for probability, _ in measured])
+        measured = [_span(words, logprobs, tops, _in_bytes(text, span)) for span in values]
+        fields[name] = min(measured)[0]
         margins.extend([margin for _, margin in measured])
     features["label_logprob"] = min(fields.values())
     features["margin"] = min(margins)
-    return _score(gate, features[gate.score], features, fields if per_field else None)
+    return _score(gate, features[kind], features, fields if per_field else None)
 
 
 @lru_cache(maxsize=1024)
@@ -100,21 +101,21 @@ def _in_bytes(text: str, span: Span) -> Span:
     return first, first + len(text[span[0] : span[1]].encode("utf-8", "surrogatepass"))
 
 
-def _span(tokens: Sequence[TokenLogprob], span: Span) -> tuple[float, float]:
+def _span(
+    words: Sequence[bytes], logprobs: Sequence[float], tops: Sequence[Sequence[tuple[bytes, float]]], span: Span
+) -> tuple[float, float]:
     """Probability and margin of the tokens that overlap the bytes of `span`."""
     first, last = span
-    before = 0.0
-    best_other = 0.0
-    end = 0
-    for token, logprob, top in tokens:
-        begin, end = end, end + len(token)
-        if end <= first:
-            continue
+    before, best_other = 0.0, -math.inf
+    begin = 0
+    for word, logprob, top in zip(words, logprobs, tops, strict=True):
         if begin >= last:
             break
-        others = [other for word, other in top if word != token]
-        if others:
-            best_other = max(best_other, _p(before + max(others)))
-        before += logprob
+        begin += len(word)
+        if begin > first:
+            for other, instead in top:
+                if before + instead > best_other and other != word:
+                    best_other = before + instead
+            before += logprob
     probability = _p(before)
-    return probability, max(0.0, probability - best_other)
+    return probability, max(0.0, probability - _p(best_other))

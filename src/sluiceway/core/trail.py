@@ -167,13 +167,15 @@ class Trail:
         return total
 
 
-def bounded_reply(text: str, held: int) -> tuple[str | None, str | None]:
-    """(text, None) while a record can hold it beside the `held` bytes it has already, else (None, its sha256)."""
+def bounded_reply(text: str, held: int) -> tuple[str | None, str | None, int]:
+    """(text, None, its bytes) while a record can hold it beside the `held` bytes it has already, else (None, its
+    sha256, 0).
+    """
     raw = text.encode("utf-8", "surrogatepass")
-    fits = len(raw) <= REPLY_BYTES and held + len(raw) <= REPLY_BYTES_ALL
-    if fits and (text.isascii() or _is_unicode(text)):
-        return text, None
-    return None, hashlib.sha256(raw).hexdigest()
+    size = len(raw)
+    if size <= REPLY_BYTES and held + size <= REPLY_BYTES_ALL and (text.isascii() or _is_unicode(text)):
+        return text, None, size
+    return None, hashlib.sha256(raw).hexdigest(), 0
 
 
 def _is_unicode(text: str) -> bool:

@@ -123,7 +123,8 @@ class WorthBoard:
     """
 
     def __init__(self, rules: Worth, ladder: Sequence[str], worst: Callable[[str, int], int]) -> None:
-        self._rules = rules
+        self._judges = rules.action is not Action.KEEP
+        self._enough = min(rules.window, _MEASURED)  # jobs that tried the next model, for its price to be measured
         self._reference = ladder[-1]
         self._down = tuple(reversed(ladder[:-1]))  # the other models, from the top down
         # Asked after each job while the next model is not measured, for a mean that seldom changes.
@@ -177,7 +178,7 @@ class WorthBoard:
 
     def _judge(self) -> None:
         """From the top down, so that each is held to the next one that is used."""
-        if self._rules.action is Action.KEEP:
+        if not self._judges:
             return
         found: dict[str, TooDear] = {}
         instead = self._reference
@@ -194,7 +195,7 @@ class WorthBoard:
     def _price(self, model: str, such: _Window) -> tuple[int, int]:
         """Pico-dollars at `model` and the successes they bought: measured, else the worst for jobs as in `such`."""
         known = self._windows[model]
-        if len(known.jobs) >= min(known.size, _MEASURED):
+        if len(known.jobs) >= self._enough:
             return known.cost, known.successes
         return self._worst(model, -(-such.tokens // len(such.jobs))), 1
 

@@ -126,7 +126,7 @@ class Runner:
                 share.job(now)
             if job.round:  # somebody opened another round: what was delivered before it no longer stands
                 self._worth[job.task].overturned(job.id, job.round)
-        known = self._conditions(plan, now, language, beside=beside)
+        known = self._conditions(job.task, now, language, beside=beside)
         ask = await asyncio.to_thread(cascade.start, now, known) if beside else cascade.start(now, known)
         while True:
             if beside and isinstance(ask, Call):
@@ -138,7 +138,7 @@ class Runner:
                 break
             event = await (self._wait(ask, now, role) if isinstance(ask, Wait) else self._perform(ask, plan, job))
             now = self._clock.now()
-            known = self._conditions(plan, now, language, beside=beside)
+            known = self._conditions(job.task, now, language, beside=beside)
             ask = (
                 await asyncio.to_thread(cascade.receive, event, now, known)
                 if beside
@@ -148,12 +148,11 @@ class Runner:
         self._meter.finished(ask.record, known=0 if resumed is None else len(resumed.trail.steps))
         return ask.record
 
-    def _conditions(self, plan: Plan, now: float, language: str, *, beside: bool = False) -> Conditions:
+    def _conditions(self, task: str, now: float, language: str, *, beside: bool = False) -> Conditions:
         """`beside`: what goes on changing in the loop is copied for whoever reads it beside the loop."""
-        name = plan.task.name
-        day = self._days.get(name)
+        day = self._days.get(task)
         left = None if day is None else day.left(now)
-        health, too_dear, may_fail = self._health.view(), self._worth[name].too_dear, self._shares[name].allows(now)
+        health, too_dear, may_fail = self._health.view(), self._worth[task].too_dear, self._shares[task].allows(now)
         if beside:
             health, too_dear = dict(health), dict(too_dear)
         elif left is None and may_fail and language == "und" and not too_dear:
@@ -185,7 +184,7 @@ class Runner:
         entry = self._journal.entry(job, ask)
         if entry is not None and entry.reply is not None:
             return entry.reply
-        day = self._days.get(plan.task.name)
+        day = self._days.get(job.task)
         worst = counted = 0
         if day is not None:
             worst = plan.worst_cost(ask.model.name, ask.request)
@@ -198,7 +197,7 @@ class Runner:
             if entry is not None:
                 entry.ended(event)
             # The endpoint may bill what no count came back of; trails and `spent` hold what was metered alone.
-            counted = worst if ledger.lost(event) else actual
+            counted = worst if day is not None and ledger.lost(event) else actual
         except asyncio.CancelledError:
             counted = worst  # it may have been sent
             raise

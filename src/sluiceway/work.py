@@ -20,7 +20,7 @@ from sluiceway.core import round as rounds
 from sluiceway.core.cascade import Role
 from sluiceway.core.errors import InputError
 from sluiceway.core.job import Job
-from sluiceway.core.outcome import DeadLetter, DeadLetterReason, Ending, Escalation, HandOver, Retry, Review
+from sluiceway.core.outcome import DeadLetter, DeadLetterReason, Ending, Escalation, HandOver, Result, Retry, Review
 from sluiceway.ports import Headers, Outgoing, Record, Work
 from sluiceway.runner import Runner
 from sluiceway.topicmap import TopicMap
@@ -138,14 +138,14 @@ class Desk:
 
     def _outgoing(self, record: Record, made: Ending) -> Outgoing:
         match made:
-            case Escalation():
-                topic = self._topics.escalations
-            case Retry():
-                topic = self._topics.retries[made.role][made.delay]
+            case Result():
+                topic = self._topics.results[made.task]
             case Review():
                 topic = self._topics.reviews
+            case Escalation():
+                topic = self._topics.escalations
             case _:
-                topic = self._topics.results[made.task]
+                topic = self._topics.retries[made.role][made.delay]
         key = record.key if record.key is not None else made.job_id.encode()
         try:
             value = outcomes.encode(made)

@@ -152,7 +152,7 @@ class Allowance:
         if self.in_flight >= int(self.limit.limit) or not self.breaker.allows(now):
             until = self.breaker.open_until
             return inf if until is None or until <= now or self.in_flight >= int(self.limit.limit) else until - now
-        waits = max(0.0, self._paused_until - now)
+        waits = self._paused_until - now if self._paused_until > now else 0.0
         if self.pace.active:
             waits = max(waits, self.pace.wait(now))
         if self._buckets:
@@ -194,7 +194,8 @@ class Allowance:
     def end(self, permit: Permit, ended: Ended, now: float) -> None:
         """The permit comes back. Its reservation is corrected to what was used, where that is known."""
         if self._adaptive:
-            permit.in_flight = max(permit.in_flight, self.in_flight)
+            if permit.in_flight < self.in_flight:
+                permit.in_flight = self.in_flight
             self._learn(permit, ended, now)
         self.in_flight -= 1
         if ended.input_tokens is not None and ended.output_tokens is not None:

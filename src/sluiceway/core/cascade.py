@@ -190,9 +190,9 @@ class Cascade:
         self.state = State.CALLING
         self._record.called(name, facts)
         # A permit may be waited for while what follows keeps its time; the call itself ends by the model's time-out.
-        deadline = min(self._deadline, max(now + model.timeout, self._latest()))
-        job, logprobs = self.job, name in plan.by_logprobs
-        draw, clearance = len(self._draws) + 1, self._facts.clearance
+        latest, timeout = self._latest(), now + model.timeout
+        deadline = latest if latest > timeout else min(self._deadline, timeout)
+        job, logprobs, draw, clearance = self.job, name in plan.by_logprobs, len(self._draws) + 1, self._facts.clearance
         return Call(model, request, self._endpoint, deadline, job.id, logprobs, draw, clearance, job.tenant or "")
 
     def _replied(self, reply: Reply) -> Ask:

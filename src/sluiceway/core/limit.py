@@ -45,9 +45,10 @@ class AdaptiveLimit:
         usual, calls = self._usual.get(task, (seconds, 0))
         if not calls and len(self._usual) >= _TASKS:
             self._usual.clear()
-        usual += (seconds - usual) * max(_SLOW, 1.0 / (calls + 1))
-        self._usual[task] = (usual, calls + 1)
-        if calls >= _KNOWN and usual > 0:
+        calls += 1
+        usual += (seconds - usual) * (_SLOW if calls * _SLOW > 1.0 else 1.0 / calls)
+        self._usual[task] = (usual, calls)
+        if calls > _KNOWN and usual > 0:
             self._ratio += (min(seconds / usual, 8.0) - self._ratio) * _FAST
         if self._ratio > _TOLERANCE and (self._ratio - 1.0) * usual > _SLACK:
             self._shrink(max(0.5, _TOLERANCE / self._ratio), self.limit, granted_at, now)

@@ -216,8 +216,9 @@ class Recorder:
 
     def trail(self, later: float = 0.0) -> Trail:
         """The trail as it will be handed on in `later` seconds."""
-        remaining = max(0.0, self._deadline - self._now - later)
-        return Trail(self._job.origin, self._taken_at, remaining, tuple(self._steps))
+        remaining = self._deadline - self._now - later
+        steps = tuple(self._steps)
+        return Trail(self._job.origin, self._taken_at, remaining if remaining > 0.0 else 0.0, steps)
 
     def answered(
         self, model: str, answer: Answer, score: Score | None, reference_cost: int, propensity: float | None

@@ -56,7 +56,9 @@ class Router:
         )
         self._refuse = tuple((parse(refuse.when), refuse.why) for refuse in task.refuse)
         self._always = tuple(parse(text) for text in task.review.always)
+        self._levels = (task.stakes, task.priority, task.risk, task.clearance)
         self._reference = task.reference.model
+        self._uncut = task.trim == "none"
         rules = [rule for rule, _ in (*self._start, *self._refuse)] + list(self._always)
         self.needs_language = any("language" in rule.facts for rule in rules)
         # All but health and worth follows from a few facts that most jobs share.
@@ -67,18 +69,15 @@ class Router:
 
     def facts(self, job: Job, tokens: int, language: str = "und") -> Facts:
         """What rules can see of `job`: its levels are the higher of its own and the task's."""
-        task = self._task
-        return Facts(
-            tokens=tokens,
-            chars=len(job.text),
-            context=len(job.context),
-            stakes=task.stakes if job.stakes is None else Level(max(job.stakes, task.stakes)),
-            priority=task.priority if job.priority is None else Level(max(job.priority, task.priority)),
-            risk=task.risk,
-            clearance=task.clearance if job.clearance is None else Clearance(max(job.clearance, task.clearance)),
-            fields=job.fields,
-            language=language,
-        )
+        stakes, priority, risk, clearance = self._levels
+        if job.stakes is not None:
+            stakes = Level(max(job.stakes, stakes))
+        if job.priority is not None:
+            priority = Level(max(job.priority, priority))
+        if job.clearance is not None:
+            clearance = Clearance(max(job.clearance, clearance))
+        chars, context = len(job.text), len(job.context)
+        return Facts(tokens, chars, context, stakes, priority, risk, clearance, job.fields, language)
 
     def held(self, facts: Facts) -> str | None:
         """The text of the first review.always rule that holds, None where none does."""
@@ -110,7 +109,7 @@ class Router:
         for rule, position in self._start:
             if position > lowest and rule.holds(facts):
                 lowest, chosen = position, rule.text
-        tokens = facts.tokens if self._task.trim == "none" else 0
+        tokens = facts.tokens if self._uncut else 0
         route = self._usual(facts.clearance, bool(job.context), tokens, lowest, chosen)
         unwell = self._unwell(health, now, left)
         if isinstance(route, NoRoute) or not (unwell or too_dear):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from sluiceway.core.answer import Span, spans
-from sluiceway.core.call import Reply
+from sluiceway.core.call import Reply, TokenLogprob
 from sluiceway.core.task import Gate, ScoreKind
 from sluiceway.core.trail import Score
 
@@ -29,7 +29,7 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
     tokens = reply.logprobs
     if not tokens:
         return _score(gate, None, {})
-    words, logprobs, tops = zip(*tokens, strict=True)
+    words, logprobs, _ = zip(*tokens, strict=True)
     total, kind = sum(logprobs), gate.score
     features = {"mean_logprob": _p(total / len(words)), "answer_logprob": _p(total)}
     if kind in _WHOLE:
@@ -39,16 +39,21 @@ def from_logprobs(gate: Gate, reply: Reply, compared: Sequence[str], *, per_fiel
         return _score(gate, None, features)
     found = (_short_spans(text) if len(text) <= _SHORT else spans(text)) or _bare(text, compared)
     fields: dict[str, float] = {}
-    margins: list[float] = []
+    least = 1.0  # of the margins
     for name in compared:
         values = found.get(name)
         if not values:
             return _score(gate, None, features)
-        measured = [_span(words, logprobs, tops, _in_bytes(text, span)) for span in values]
-        fields[name] = min(measured)[0]
-        margins.extend([margin for _, margin in measured])
+        lowest = 1.0
+        for span in values:
+            probability, margin = _span(tokens, _in_bytes(text, span))
+            if probability < lowest:
+                lowest = probability
+            if margin < least:
+                least = margin
+        fields[name] = lowest
     features["label_logprob"] = min(fields.values())
-    features["margin"] = min(margins)
+    features["margin"] = least
     return _score(gate, features[kind], features, fields if per_field else None)
 
 
@@ -101,14 +106,12 @@ def _in_bytes(text: str, span: Span) -> Span:
     return first, first + len(text[span[0] : span[1]].encode("utf-8", "surrogatepass"))
 
 
-def _span(
-    words: Sequence[bytes], logprobs: Sequence[float], tops: Sequence[Sequence[tuple[bytes, float]]], span: Span
-) -> tuple[float, float]:
+def _span(tokens: Sequence[TokenLogprob], span: Span) -> tuple[float, float]:
     """Probability and margin of the tokens that overlap the bytes of `span`."""
     first, last = span
     before, best_other = 0.0, -math.inf
     begin = 0
-    for word, logprob, top in zip(words, logprobs, tops, strict=True):
+    for word, logprob, top in tokens:
         if begin >= last:
             break
         begin += len(word)
@@ -118,4 +121,5 @@ def _span(
                     best_other = before + instead
             before += logprob
     probability = _p(before)
-    return probability, max(0.0, probability - _p(best_other))
+    margin = probability - _p(best_other)
+    return probability, margin if margin > 0.0 else 0.0

@@ -151,12 +151,14 @@ class WorthBoard:
             model = step.model
             if model not in models or model == held:
                 continue
+            tokens = 0 if step.prompt is None else step.prompt.tokens
             tried = found.get(model)
             if tried is None:
-                tried = found[model] = _Tried(record.job_id, record.round, 0, 0, model == accepted)
+                found[model] = _Tried(record.job_id, record.round, step.cost_picousd, tokens, model == accepted)
+                continue
             tried.cost += step.cost_picousd
-            if step.prompt is not None and step.prompt.tokens > tried.tokens:
-                tried.tokens = step.prompt.tokens
+            if tokens > tried.tokens:
+                tried.tokens = tokens
         for model, tried in found.items():
             self._windows[model].add(tried)
         if found:

@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from sluiceway import __version__
 from sluiceway.core import ledger, worth
 from sluiceway.core.call import CACHED
-from sluiceway.core.outcome import Ending, Escalation, Result, Retry, Review, Status
+from sluiceway.core.outcome import Ending, Escalation, Result, Review, Status
 from sluiceway.core.trail import Attempt, Routed, Step
 from sluiceway.core.watchdog import Facts, Findings
 from sluiceway.core.worth import WorthBoard
-from sluiceway.telemetry.tally import Distribution, Tallies
+from sluiceway.telemetry.tally import Distribution, Labels, Tallies
 
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1)
 _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -142,21 +142,24 @@ class Metrics:
         """Counts a cascade's end and the attempts it made; the first `known` steps were counted by an earlier role."""
         task = record.task
         self._steps(task, record.trail.steps[known:])
-        if isinstance(record, Escalation):
-            self.escalations.labels(task, record.reason.value).inc()
-            return
-        if isinstance(record, Retry):
-            self.retries.labels(task, record.role.value, str(round(record.delay))).inc()
-            return
-        outcome = "review" if isinstance(record, Review) else str(record.status)
         if isinstance(record, Result):
+            labels: Labels = (task, str(record.status))
             if record.status is Status.REFUSED and record.reason is not None:
                 self.refusals.labels(task, record.reason.value).inc()
             if record.reference_cost_picousd is not None:
                 self._reference_cost[(task,)] += record.reference_cost_picousd
                 self._answered_cost[(task,)] += record.cost_picousd
-        self._jobs[task, outcome] += 1
-        self.duration.observe((task, outcome), max(0.0, record.finished_at - record.trail.taken_at))
+        elif isinstance(record, Review):
+            labels = (task, "review")
+        elif isinstance(record, Escalation):
+            self.escalations.labels(task, record.reason.value).inc()
+            return
+        else:
+            self.retries.labels(task, record.role.value, str(round(record.delay))).inc()
+            return
+        self._jobs[labels] += 1
+        seconds = record.finished_at - record.trail.taken_at
+        self.duration.observe(labels, seconds if seconds > 0.0 else 0.0)
 
     def watched(self, facts: Facts, findings: Findings, lag: float) -> None:
         """What the watchdog saw at one beat of the loop, which came `lag` seconds late."""
@@ -192,20 +195,21 @@ class Metrics:
                 self.worth_pauses.labels(task, step.model).inc()
 
     def _attempt(self, task: str, attempt: Attempt) -> None:
-        self._attempted[task, attempt.model, attempt.tier, attempt.verdict] += 1
-        self._cost[task, attempt.model] += attempt.cost_picousd
-        if attempt.endpoint == CACHED:
-            self.kept_answers.labels(task, attempt.model).inc()
-        if attempt.context_use is not None:
-            self.context_use.observe((task, attempt.model), attempt.context_use)
         usage, tokens, model = attempt.usage, self._tokens, attempt.model
+        labels = (task, model)
+        self._attempted[task, model, attempt.tier, attempt.verdict] += 1
+        self._cost[labels] += attempt.cost_picousd
+        if attempt.endpoint == CACHED:
+            self.kept_answers.labels(task, model).inc()
+        if attempt.context_use is not None:
+            self.context_use.observe(labels, attempt.context_use)
         if usage.input_uncached:
             tokens[model, "input"] += usage.input_uncached
         if usage.input_cache_read:
             tokens[model, "cache_read"] += usage.input_cache_read
         if written := usage.input_cache_write_5m + usage.input_cache_write_1h:
             tokens[model, "cache_write"] += written
-        if output := usage.output:
+        if output := usage.output_text + usage.output_reasoning:
             tokens[model, "output"] += output
 
     def text(self) -> bytes:

@@ -213,11 +213,14 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (
             cascade.Cascade,
             "_begin",
-            "plan.task.deadline if self._resumed is None else self._resumed.trail.remaining",
-            "plan.task.deadline",
+            "whole if self._resumed is None else self._resumed.trail.remaining",
+            "whole",
         )
     ),
-    "wrong_round": _plant((record.Recorder, "_head", "job.id, job.round, job.task", "job.id, 0, job.task")),
+    "wrong_round": _plant(
+        (record.Recorder, "answered", "    job.round,\n", "    0,\n"),
+        (record.Recorder, "_head", "job.id, job.round, job.task", "job.id, 0, job.task"),
+    ),
     "wrong_reason_of_an_escalation": _plant(
         (cascade.Cascade, "_judged", "verdict.reason or EscalationReason.MALFORMED", "EscalationReason.MALFORMED")
     ),
@@ -228,11 +231,11 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (
             record.Recorder,
             "_attempt",
-            "self.spent += attempt.cost_picousd",
-            "self.spent += attempt.cost_picousd if verdict is VerdictKind.ACCEPT else 0",
+            "self.spent += cost",
+            "self.spent += cost if verdict is VerdictKind.ACCEPT else 0",
         )
     ),
-    "spending_not_counted": _plant((runner.Runner, "_pay", "self.spent += actual", "pass")),
+    "spending_not_counted": _plant((runner.Runner, "_paid", "self.spent += actual", "pass")),
     "timeout_ignored": _plant((pool.Pool, "_timed", "within(left, ", "within(left + 1e9, ")),
     "retry_budget_ignored": _plant(
         (retrybudget.RetryBudget, "wait", "self._balance = min(", "return 0.0\n    self._balance = min(")

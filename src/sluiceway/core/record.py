@@ -205,7 +205,11 @@ class Recorder:
 
     def paid(self, model: str) -> int:
         """Pico-dollars that attempts at `model` cost."""
-        return sum([step.cost_picousd for step in self._steps if isinstance(step, Attempt) and step.model == model])
+        paid = 0
+        for step in self._steps:
+            if isinstance(step, Attempt) and step.model == model:
+                paid += step.cost_picousd
+        return paid
 
     def keep_distribution(self, model: str, distribution: Mapping[str, float]) -> None:
         self._distributions[model] = distribution

@@ -58,8 +58,10 @@ def onward(plan: Plan, route: Route, retry: Retry) -> tuple[Rung, ...]:
 
 
 def rungs_of(plan: Plan, route: Route, role: Role) -> tuple[Rung, ...]:
-    """The reference is the escalations role's alone, and its only one."""
-    return tuple([r for r in route.rungs if (r.model == plan.reference) == (role is Role.ESCALATIONS)])
+    """The reference, which stands last, is the escalations role's alone, and its only one."""
+    rungs = route.rungs
+    cheap = len(rungs) - 1 if rungs and rungs[-1].model == plan.reference else len(rungs)
+    return rungs[cheap:] if role is Role.ESCALATIONS else rungs[:cheap]
 
 
 def _former(retry: Retry) -> Routed | None:

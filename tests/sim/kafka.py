@@ -55,6 +55,7 @@ class _Waiters:
     def __init__(self, consumer: SimConsumer) -> None:
         self._consumer = consumer
         self._fetch_task = None  # these die in no world
+        self._records: dict[Any, Any] = {}  # what is fetched is read at once
 
     def _create_fetch_waiter(self) -> asyncio.Future[None]:
         return self._consumer.broker.arrival(self._consumer.assigned)

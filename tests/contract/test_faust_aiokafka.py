@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, OffsetAndMetadata, TopicPartition
 from aiokafka import errors as kafka_errors
-from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
@@ -127,7 +128,18 @@ def test_commits_retry_without_a_limit_and_under_any_generation() -> None:
     assert list(inspect.signature(GroupCoordinator._do_commit_offsets).parameters) == ["self", "assignment", "offsets"]
 
 
+def test_a_broker_is_asked_for_nothing_while_what_it_brought_for_any_partition_is_unread() -> None:
+    """For as long as `_backoff` says, from when it came: of a retry topic we say that it is no time at all."""
+    assert "if node_id in backoff_by_nodes" in inspect.getsource(Fetcher._get_actions_per_node)
+    unread = FetchResult(TopicPartition("t", 0), assignment=None, partition_records=None, backoff=3600.0)
+    assert unread.calculate_backoff() > 0
+    unread._backoff = 0.0
+    assert unread.calculate_backoff() == 0
+
+
 def test_the_private_parts_that_we_use_are_there() -> None:
+    assert {"_records", "_wait_consume_future"} <= set(re.findall(r"self\.(\w+) =", inspect.getsource(Fetcher)))
+    assert list(inspect.signature(Fetcher._notify).parameters) == ["self", "future"]
     assert not inspect.iscoroutinefunction(Fetcher._create_fetch_waiter)
     assert inspect.iscoroutinefunction(GroupCoordinator._do_fetch_commit_offsets)
     assert inspect.iscoroutinefunction(GroupCoordinator._send_req)

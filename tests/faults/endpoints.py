@@ -306,12 +306,15 @@ def asked_wait(headers: Mapping[str, Any], now: float, longest: float) -> float:
 
 
 def too_soon(entries: Sequence[JournalEntry], ends: Mapping[int, float], longest: float) -> list[str]:
-    """Calls that came while a refusal before them asked to wait, but for those that were under way when it was told."""
+    """Calls that came while a refusal before them asked to wait, but for those that were under way when it was told.
+
+    It was told at its end or a moment before: the fake notes an end when it has seen all bytes go.
+    """
     holds = []
     for entry in entries:
         if entry.status == 429 and entry.seq in ends:
-            told = ends[entry.seq]
-            holds.append((told + UNDER_WAY, told + asked_wait(entry.notes, told, longest), entry.seq))
+            told, read = ends[entry.seq], entry.ts + REFUSED_AFTER
+            holds.append((told + UNDER_WAY, read + asked_wait(entry.notes, told, longest), entry.seq))
     return [
         f"#{entry.seq} while #{holding[0]} held"
         for entry in entries

@@ -87,6 +87,28 @@ def test_drops_lower_the_limit_once_for_all_calls_that_were_open_together() -> N
     assert one.endpoints[0].limit.limit >= one.endpoints[0].limit.floor
 
 
+def test_a_call_that_never_ends_takes_no_room_from_those_that_are_answered() -> None:
+    """Its endpoint answers what was asked later: the time-out says nothing of how much that can bear."""
+    one = permits()
+    warm(one)
+    hung = granted(one, 1.0)
+    for number in range(40):
+        open_ = [granted(one, 1.05 + number / 20) for _ in range(10)]
+        for permit in open_:
+            one.end(permit, GOOD, 1.1 + number / 20)
+    one.end(hung, TIMEOUT, 3.2)
+    assert all(isinstance(one.ask(need(), 3.2), Permit) for _ in range(100))
+
+
+def test_time_outs_of_all_that_is_open_lower_the_limit_to_less_than_was_open() -> None:
+    """Nothing that began later was answered: so many at once were too many, however high the limit was."""
+    one = permits()
+    warm(one)
+    open_ = [granted(one, 1.0) for _ in range(50)]
+    one.end(open_[0], TIMEOUT, 31.0)
+    assert one.endpoints[0].limit.limit == pytest.approx(45.0, abs=1)
+
+
 def test_calls_that_take_much_longer_than_their_task_usually_does_lower_the_limit() -> None:
     """The latency gradient; a task of long answers beside it is no such sign."""
     for task, lowered in (("triage", True), ("summary", False)):

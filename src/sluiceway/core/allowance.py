@@ -219,7 +219,7 @@ class Allowance:
             self.breaker.ignored(probe=probe)
             return
         if ended.refused or ended.reason == TIMEOUT:
-            self.limit.dropped(permit.at, permit.in_flight, now)
+            self.limit.dropped(permit.at, permit.in_flight, now, refused=ended.refused)
         if not ended.refused:
             self.breaker.failed(now, ended.reason, probe=probe)
             return

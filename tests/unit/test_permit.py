@@ -88,7 +88,7 @@ def test_drops_lower_the_limit_once_for_all_calls_that_were_open_together() -> N
 
 
 def test_a_call_that_never_ends_takes_no_room_from_those_that_are_answered() -> None:
-    """Its endpoint answers what was asked later: the time-out says nothing of how much that can bear."""
+    """Its endpoint has borne as many: the time-out says nothing of the load, be the call the only one by then."""
     one = permits()
     warm(one)
     hung = granted(one, 1.0)
@@ -97,11 +97,24 @@ def test_a_call_that_never_ends_takes_no_room_from_those_that_are_answered() -> 
         for permit in open_:
             one.end(permit, GOOD, 1.1 + number / 20)
     one.end(hung, TIMEOUT, 3.2)
-    assert all(isinstance(one.ask(need(), 3.2), Permit) for _ in range(100))
+    one.end(granted(one, 4.0), TIMEOUT, 6.0)
+    assert all(isinstance(one.ask(need(), 7.0), Permit) for _ in range(100))
+
+
+def test_time_outs_again_and_again_lower_what_counts_as_borne() -> None:
+    """An endpoint that bore much once, and bears nothing now, is asked for less and less."""
+    one = permits()
+    open_ = [granted(one) for _ in range(16)]
+    for permit in open_:
+        one.end(permit, GOOD, 0.5)
+    limit = one.endpoints[0].limit
+    for number in range(60):
+        limit.dropped(1.0 + number, 16, 1.5 + number, refused=False)
+    assert limit.limit < 16
 
 
 def test_time_outs_of_all_that_is_open_lower_the_limit_to_less_than_was_open() -> None:
-    """Nothing that began later was answered: so many at once were too many, however high the limit was."""
+    """It never bore as many: they were too many, however high the limit was."""
     one = permits()
     warm(one)
     open_ = [granted(one, 1.0) for _ in range(50)]

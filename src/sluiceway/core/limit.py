@@ -24,7 +24,7 @@ _TASKS = 256  # tasks whose usual time is remembered
 class AdaptiveLimit:
     """`limit` stays within `floor`..`ceiling`; it is `unseen` until the first answer, then `start`."""
 
-    __slots__ = ("_answered", "_changed_at", "_ratio", "_slow_start", "_start", "_usual", "ceiling", "floor", "limit")
+    __slots__ = ("_borne", "_changed_at", "_ratio", "_slow_start", "_start", "_usual", "ceiling", "floor", "limit")
 
     def __init__(
         self, start: int = START, floor: int = FLOOR, ceiling: int = CEILING, *, unseen: int | None = None
@@ -34,14 +34,15 @@ class AdaptiveLimit:
         self._start = min(max(start, self.floor), ceiling)
         self.limit = float(self._start if unseen is None else min(unseen, self._start))
         self._slow_start = True
-        self._answered = self._changed_at = float("-inf")  # the last grant that was answered; the last change
+        self._changed_at = float("-inf")
+        self._borne = 0.0  # the most calls that were open beside one that was answered; it fades with time-outs
         self._ratio = 1.0
         self._usual: dict[str, tuple[float, int]] = {}  # mean seconds, calls
 
     def succeeded(self, task: str, seconds: float, granted_at: float, in_flight: int, now: float) -> None:
         """A call of `task`, granted at `granted_at` and `seconds` long, was answered; it was one of `in_flight`."""
-        if granted_at > self._answered:
-            self._answered = granted_at
+        if in_flight > self._borne:
+            self._borne = float(in_flight)
         if self.limit < self._start and self._slow_start:
             self.limit = float(self._start)
         usual, calls = self._usual.get(task, (seconds, 0))
@@ -58,13 +59,17 @@ class AdaptiveLimit:
             self.limit = min(self.ceiling, self.limit + (_GROWTH if self._slow_start else 1.0 / sqrt(self.limit)))
 
     def dropped(self, granted_at: float, in_flight: int, now: float, *, refused: bool) -> None:
-        """A call ended in a refusal or a time-out.
+        """A call, one of `in_flight`, ended in a refusal or a time-out.
 
-        What was in flight was too much, unless calls that were granted later have been answered meanwhile: then a
-        time-out says more of that call than of the load, and costs a tenth of the limit, not of what is in flight.
+        So many were too many, unless as many have been borne: then a time-out says more of its call than of the load,
+        and costs a tenth of the limit, not of what is in flight.
         """
-        alone = not refused and self._answered > granted_at
-        self._shrink(_BACKOFF, self.limit if alone else min(self.limit, max(in_flight, 1)), granted_at, now)
+        base = self.limit
+        if refused or in_flight > self._borne:
+            base = min(base, max(in_flight, 1))
+        else:
+            self._borne *= _BACKOFF
+        self._shrink(_BACKOFF, base, granted_at, now)
 
     def _shrink(self, factor: float, base: float, granted_at: float, now: float) -> None:
         # Calls granted before the last change say nothing of the limit that it set.

@@ -152,3 +152,17 @@ async def test_each_of_many_has_its_own_time() -> None:
     came.set_result(None)
     await kept
     assert ended == ["short late", "long late", "kept came"]
+
+
+async def test_what_is_late_together_ends_in_the_order_in_which_it_began() -> None:
+    """So that a simulated world is the same in each run."""
+    deadlines, ended = Deadlines(), []
+
+    async def one(number: int) -> None:
+        try:
+            await deadlines.within(0.001, _for_ever())
+        except TimeoutError:
+            ended.append(number)
+
+    await asyncio.gather(*(one(number) for number in range(50)))
+    assert ended == list(range(50))

@@ -28,7 +28,7 @@ class Deadlines:
     """The bounds of what is open in one event loop."""
 
     def __init__(self) -> None:
-        self._open: set[_Bound] = set()
+        self._open: dict[_Bound, None] = {}  # in their order: what is late together ends in it
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = inf
 
@@ -39,7 +39,7 @@ class Deadlines:
         assert task is not None  # noqa: S101  a coroutine runs in one
         before = task.cancelling()
         bound = _Bound(task, loop.time() + seconds)
-        self._open.add(bound)
+        self._open[bound] = None
         if bound.ends < self._rings_at:
             self._ring_at(bound.ends, loop)
         try:
@@ -49,7 +49,7 @@ class Deadlines:
                 raise TimeoutError from None
             raise
         finally:
-            self._open.remove(bound)
+            del self._open[bound]
             if bound.late:
                 task.uncancel()
 

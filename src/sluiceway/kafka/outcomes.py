@@ -106,13 +106,17 @@ class _Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ship
                 self._handled.pop(partition, None)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        first = await self._consumer.beginning_offsets(list(assigned))
-        for partition in assigned:
-            committed = await self._consumer.committed(partition)
-            if committed is None:
-                continue
-            self._resume[partition] = committed
-            self._consumer.seek(partition, max(first[partition], committed - self._size))
+        self._consumer.pause(*assigned)  # nothing is read of them before it is known what was handled
+        try:
+            first = await self._consumer.beginning_offsets(list(assigned))
+            for partition in assigned:
+                committed = await self._consumer.committed(partition)
+                if committed is None:
+                    continue
+                self._resume[partition] = committed
+                self._consumer.seek(partition, max(first[partition], committed - self._size))
+        finally:
+            self._consumer.resume(*(self._consumer.assignment() & set(assigned)))
 
     async def read(self) -> AsyncIterator[Result | Review]:
         try:

@@ -215,7 +215,7 @@ def held(run: Run, made: Plan, known: Job, role: Role, before: int) -> None:
     attempts = [step for step in record.trail.steps if isinstance(step, Attempt)]
     assert record.trail.cost_picousd == sum(attempt.cost_picousd for attempt in attempts) >= before
     for attempt in attempts:
-        assert attempt.cost_picousd == cost(attempt.usage, made.price(attempt.model))
+        assert attempt.cost_picousd == cost(attempt.usage, made.prices[attempt.model])
         assert attempt.seconds >= 0
     assert all(step.until >= step.at for step in record.trail.steps if step.step == "waited")
     if isinstance(record, Escalation):

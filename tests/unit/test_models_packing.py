@@ -281,7 +281,7 @@ async def test_nobody_pays_more_of_a_pack_than_a_call_of_its_own_could_cost_whoe
     await asyncio.gather(*asked[:3], return_exceptions=True)
     world.inner.open.set()
     last = await asked[3]
-    call, price = world.inner.calls[0], world.plan.price("cheap")
+    call, price = world.inner.calls[0], world.plan.prices["cheap"]
     alone = world.plan.prompt.build(world.plan.prompt.read(core.job("text-3")), (), 100_000)
     assert isinstance(alone, tuple)
     assert ledger.cost(last.usage, price) <= world.plan.worst_cost("cheap", alone[0]) // 2

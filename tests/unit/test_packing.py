@@ -34,7 +34,7 @@ def calls_of(plan: Plan, texts: list[str], **changes: Any) -> list[Call]:
     model = plan.models[rung.model]
     made = []
     for number, text in enumerate(texts):
-        built = plan.prompt.build(plan.prompt.read(core.job(text)), (), plan.limit(rung))
+        built = plan.prompt.build(plan.prompt.read(core.job(text)), (), plan.limits[rung.model])
         assert isinstance(built, tuple)
         made.append(replace(Call(model, built[0], 0, NOW + 60, f"job-{number}"), **changes))
     return made

@@ -113,6 +113,20 @@ def test_time_outs_again_and_again_lower_what_counts_as_borne() -> None:
     assert limit.limit < 16
 
 
+def test_time_outs_of_one_batch_lower_once_what_counts_as_borne() -> None:
+    """As they lower the limit once: the next time-out of a call still costs a tenth of it, not of what is open."""
+    one = permits()
+    warm(one)
+    for permit in [granted(one, 1.0) for _ in range(16)]:
+        one.end(permit, GOOD, 1.5)
+    for permit in [granted(one, 2.0) for _ in range(12)]:
+        one.end(permit, TIMEOUT, 32.0)
+    limit = one.endpoints[0].limit
+    before = limit.limit
+    limit.dropped(40.0, 12, 70.0, refused=False)
+    assert limit.limit == pytest.approx(0.9 * before)
+
+
 def test_time_outs_of_all_that_is_open_lower_the_limit_to_less_than_was_open() -> None:
     """It never bore as many: they were too many, however high the limit was."""
     one = permits()

@@ -95,7 +95,7 @@ async def test_the_days_budget_counts_a_lost_reply_by_its_worst_cost_and_what_is
     bounds = policy({"budget": {"usd_per_day": 1}, "failed_share": 1.0, "retries": {"tries": 2}})
     made, _ = runner(bounds, models)
     record = await made.run(job())
-    plan, metered = made.plans["triage"], ledger.cost(failure.usage, made.plans["triage"].price("cheap"))
+    plan, metered = made.plans["triage"], ledger.cost(failure.usage, made.plans["triage"].prices["cheap"])
     worst = plan.worst_cost("cheap", models.calls[0].request)
     assert len(models.calls) == 2
     assert made.days["triage"].spent == 2 * (worst if lost else metered)

@@ -217,6 +217,7 @@ async def test_a_turn_that_could_not_be_gathered_is_not_taken_for_written(tmp_pa
     store.gathers.append(broken)
     with pytest.raises(Bug, match="of ours"):
         await pays(store, a_job("j1"), a_call(), None)
+    assert not store.landed()
     store.close()  # somebody was told
 
 

@@ -193,11 +193,20 @@ class Store:
             self.flush()
         except Bug as error:
             self._fault = error
-        except Exception as error:  # noqa: BLE001  top of the callback: whoever waits is not to take it for written
-            self._fault = Bug(f"store {self.directory}: {error!r}")
 
     def flush(self) -> None:
-        """Writes what is gathered, in one transaction. Raises Bug where the file takes no more: the worker stops."""
+        """Writes what is gathered, in one transaction. Raises Bug where the file takes no more: the worker stops.
+
+        Nothing else: a fault of those who gather for it is a Bug too, so that nobody takes for written what is not.
+        """
+        try:
+            self._flush()
+        except Bug:
+            raise
+        except Exception as error:
+            raise Bug(f"store {self.directory}: {error!r}") from error
+
+    def _flush(self) -> None:
         for gather in self.gathers:
             gather()
         count = self.pending
@@ -261,12 +270,11 @@ class Store:
             self._db.execute("BEGIN")
             yield self._db
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
-            raise self._bug(error) from None
-        except BaseException:
-            self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._bug(error) from None
             raise
 
     def prune(self) -> None:

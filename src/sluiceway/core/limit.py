@@ -67,8 +67,8 @@ class AdaptiveLimit:
         base = self.limit
         if refused or in_flight > self._borne:
             base = min(base, max(in_flight, 1))
-        else:
-            self._borne *= _BACKOFF
+        elif granted_at >= self._changed_at:
+            self._borne *= _BACKOFF  # once for a batch, as the limit
         self._shrink(_BACKOFF, base, granted_at, now)
 
     def _shrink(self, factor: float, base: float, granted_at: float, now: float) -> None:

@@ -33,11 +33,7 @@ class Plan:
     gates: Mapping[str, Gate | None]  # of each rung, by its model's name
     by_logprobs: frozenset[str]  # the rungs whose gate measures them
     prices: Mapping[str, Price]
-    limits: Mapping[str, int]  # tokens that a request to each rung may hold
-
-    def limit(self, rung: Rung) -> int:
-        """The tokens a request to `rung` may hold: its own limit within what the context window leaves."""
-        return self.limits[rung.model]
+    limits: Mapping[str, int]  # tokens that a request to each rung's model may hold
 
     def worst_cost(self, model: str, request: Request) -> int:
         """Pico-dollars that a call can cost at most: with packing its share of a packed one, and one of its own."""
@@ -61,9 +57,6 @@ class Plan:
         gate = self.gates[model]
         calls = gate.votes if gate is not None and gate.score is ScoreKind.VOTES else 1
         return calls * ledger.worst_cost(tokens, self.models[model].params.max_tokens, self.prices[model])
-
-    def price(self, model: str) -> Price:
-        return self.prices[model]
 
     def out_of_scope(self, answer: Mapping[str, Any]) -> bool:
         """Whether a delivered answer says: not for this task."""

@@ -111,8 +111,8 @@ class Wire:
         return found
 
     # -- connections ---------------------------------------------------------------------------------------------
-    # aiohttp's own pool keeps what is given back to it. To give back and to find again costs more than a request's
-    # whole way through its parser, so what is idle stays with its way, and the connector counts it as in use.
+    # aiohttp's own pool keeps what is given back to it. What is idle stays with its way here, which spares each call
+    # giving back and finding again; the connector counts it as in use.
 
     async def _connect(self, way: Way) -> Connection:
         connection = await self._connector.connect(way.asked, [], _NO_LIMIT)

@@ -236,7 +236,7 @@ class _Tally:
         """What a recorded reference answers, and what that would have cost; None for a real one."""
         plan, rung = self._plan, self._reference
         model = plan.models[rung.model]
-        built = plan.prompt.build(plan.prompt.read(row.job), row.job.context, plan.limit(rung))
+        built = plan.prompt.build(plan.prompt.read(row.job), row.job.context, plan.limits[rung.model])
         if model.api is not Api.RECORDED or not isinstance(built, tuple):
             return None
         self._evaluated += 1
@@ -244,7 +244,7 @@ class _Tally:
         if not isinstance(reply, Reply):
             return None
         answer = plan.reader.read(reply.text)
-        return (answer.value if isinstance(answer, Answer) else None), ledger.cost(reply.usage, plan.price(rung.model))
+        return (answer.value if isinstance(answer, Answer) else None), ledger.cost(reply.usage, plan.prices[rung.model])
 
     def held(self) -> Held:
         gate = self._plan.task.gate_of(self._first)

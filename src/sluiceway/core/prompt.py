@@ -7,6 +7,7 @@ The fence's tag is a digest of the very text it holds, so no text can close its 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -47,11 +48,14 @@ class TooLong:
 
 @value
 class Text:
-    """A job's text with its tokens, counted once for all rungs; `fields` likewise where the template asks by name."""
+    """A job's text with its tokens, counted once for all rungs; `fields` likewise where the template asks by name.
+
+    It is kept as long as the job runs: in arrays, where a list would hold an object a token.
+    """
 
     whole: str
-    tokens: list[int]
-    fields: Mapping[str, tuple[str, list[int]]]
+    tokens: array[int]
+    fields: Mapping[str, tuple[str, array[int]]]
 
 
 def compile_template(text: str) -> tuple[jinja2.Template, frozenset[str]]:
@@ -130,13 +134,13 @@ class Prompt:
 
     def read(self, job: Job) -> Text:
         """The job's text and its tokens."""
-        fields: dict[str, tuple[str, list[int]]] = {}
+        fields: dict[str, tuple[str, array[int]]] = {}
         if self._asks_input:
             parts = {"text": job.input} if isinstance(job.input, str) else job.input
             for name, value in parts.items():
                 text = value if isinstance(value, str) else orjson.dumps(value).decode()
-                fields[name] = (text, self._tokens.encode(text))
-        return Text(job.text, self._tokens.encode(job.text), fields)
+                fields[name] = (text, array("I", self._tokens.encode(text)))
+        return Text(job.text, array("I", self._tokens.encode(job.text)), fields)
 
     def build(self, text: Text, context: Sequence[Passage], limit: int) -> tuple[Request, PromptFacts] | TooLong:
         """The request for `text` in at most `limit` tokens, and what the trail keeps of it.
@@ -198,7 +202,7 @@ class Prompt:
             room = budget - spent - around
             if room < _LEAST_TEXT:
                 break
-            text = passage.text if len(tokens) <= room else self._cut(tokens, room, "tail")
+            text = passage.text if len(tokens) <= room else self._cut(array("I", tokens), room, "tail")
             parts.append(fence("context", _tag(text, passage.id), text, passage.id))
             ids.append(passage.id)
             spent += min(len(tokens), room) + around
@@ -229,7 +233,7 @@ class Prompt:
         return needed
 
     def _rendered(self, text: Text, share: float) -> str:
-        def part(whole: str, tokens: list[int]) -> str:
+        def part(whole: str, tokens: array[int]) -> str:
             if share < 1.0:
                 whole = self._cut(tokens, int(len(tokens) * share), self._task.trim)
             return fence("data", _tag(whole), whole)
@@ -237,19 +241,22 @@ class Prompt:
         parts = {name: part(*field) for name, field in text.fields.items()}
         return rendered(self._template, **self._fixed, input=_Fields(part(text.whole, text.tokens), parts))
 
-    def _cut(self, tokens: list[int], keep: int, part: str) -> str:
+    def _cut(self, tokens: array[int], keep: int, part: str) -> str:
         """At most `keep` tokens of the text, without the head, the tail or the middle."""
         if keep >= len(tokens):
-            return self._tokens.decode(tokens)
+            return self._decoded(tokens)
         if keep <= 0:
             return ""
         if part == "head":
-            return self._tokens.decode(tokens[-keep:]).lstrip("\ufffd")
+            return self._decoded(tokens[-keep:]).lstrip("\ufffd")
         if part == "middle":
             first = max(0, keep - 3) // 2
             head, tail = tokens[:first], tokens[len(tokens) - max(0, keep - 3 - first) :]
-            return f"{self._tokens.decode(head)} [...] {self._tokens.decode(tail)}".replace("\ufffd", "")
-        return self._tokens.decode(tokens[:keep]).rstrip("\ufffd")
+            return f"{self._decoded(head)} [...] {self._decoded(tail)}".replace("\ufffd", "")
+        return self._decoded(tokens[:keep]).rstrip("\ufffd")
+
+    def _decoded(self, tokens: array[int]) -> str:
+        return self._tokens.decode(tokens.tolist())
 
 
 def schema_name(task: Task) -> str:

@@ -34,9 +34,9 @@ def _as_openai(entry: Any) -> TokenLogprob:
     likeliest, most = None, _OUTSIDE
     for other in entry["top_logprobs"]:
         lower = other["logprob"]
-        if type(lower) is not float:
-            raise TypeError
         if lower > most and other["bytes"] != spelled:
+            if type(lower) is not float:
+                raise TypeError
             likeliest, most = other, lower
     # Lists made of them: bytes of a bare number would be that many zeros.
     top = () if likeliest is None else ((bytes([*likeliest["bytes"]]), most if most < 0.0 else 0.0),)

@@ -11,6 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn, TypeVar
 
 import aiohttp
@@ -47,6 +48,14 @@ class Way:
         return f"Way({self.asked.url.origin()})"  # the head holds the key
 
 
+class _Handler(ResponseHandler):
+    """aiohttp's protocol, but what was not paused is not resumed, as it is by each body that ends or is read."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+
 class _Idle:
     """The parser of a connection on which nothing is asked: what comes there closes it.
 
@@ -71,6 +80,7 @@ class Wire:
         context.load_default_certs()  # and what the machine's owner trusts, a company's own CA for instance
         self._connector = aiohttp.TCPConnector(limit=0, limit_per_host=0, ttl_dns_cache=_DNS_CACHE, ssl=context)
         self._loop = asyncio.get_running_loop()
+        self._connector._factory = partial(_Handler, loop=self._loop)  # type: ignore[assignment]  # a subclass of its own
         self._turn = Turn()
         self._ways: list[Way] = []
         self._sweeper: asyncio.TimerHandle | None = None  # while a connection is idle
@@ -87,7 +97,7 @@ class Wire:
         self, way: Way, body: bytes, read: Callable[[RawResponseMessage, aiohttp.StreamReader], Awaitable[Read]]
     ) -> Read:
         """What `read` makes of the response. The connection is kept if that was read whole, and closed otherwise."""
-        connection = self._idle(way) or await self._connect(way)
+        connection = self._idle(way) or await self._connector.connect(way.asked, [], _NO_LIMIT)
         try:
             protocol = connection.protocol
             if protocol is None or protocol.transport is None:
@@ -113,14 +123,6 @@ class Wire:
     # -- connections ---------------------------------------------------------------------------------------------
     # aiohttp's own pool keeps what is given back to it. What is idle stays with its way here, which spares each call
     # giving back and finding again; the connector counts it as in use.
-
-    async def _connect(self, way: Way) -> Connection:
-        connection = await self._connector.connect(way.asked, [], _NO_LIMIT)
-        transport = None if connection.protocol is None else connection.protocol.transport
-        if transport is not None:
-            # uvloop gathers what is written until all that is ready has run, while the endpoint waits for it.
-            transport.set_write_buffer_limits(0)
-        return connection
 
     def _idle(self, way: Way) -> Connection | None:
         """The one that was used last, so that those which are not needed grow old."""

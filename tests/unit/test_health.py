@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from sluiceway.core.health import FailedShare, Health, HealthBoard
@@ -81,3 +83,19 @@ def test_a_share_of_nothing_lets_nothing_over() -> None:
     share = FailedShare(0.0)
     share.job(0.0)
     assert not share.allows(0.0)
+
+
+def test_a_minute_of_many_jobs_weighs_no_more_than_one_of_few() -> None:
+    """Thousands a second for minutes are told apart by the second, and not each kept with its time."""
+    share = FailedShare(0.10)
+    tracemalloc.start()
+    try:
+        for number in range(100_000):
+            share.job(number / 500)
+        assert tracemalloc.get_traced_memory()[0] < 50_000  # bytes
+    finally:
+        tracemalloc.stop()
+    for _ in range(2_900):
+        share.failed(200.0)
+    assert share.allows(200.0)
+    assert not share.allows(259.0)

@@ -73,23 +73,40 @@ class FailedShare:
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._jobs: deque[float] = deque()
-        self._failed: deque[float] = deque()
+        self._jobs, self._failed = _Minute(), _Minute()
 
     def job(self, now: float) -> None:
-        self._jobs.append(now)
-        self._trim(now)
+        self._jobs.add(now)
 
     def allows(self, now: float) -> bool:
-        if not self._failed:
-            return self._share > 0
-        self._trim(now)
-        return self._share > 0 and len(self._failed) < max(1.0, self._share * len(self._jobs))
+        failed = self._failed.count and self._failed.at(now)
+        return self._share > 0 and (not failed or failed < max(1.0, self._share * self._jobs.at(now)))
 
     def failed(self, now: float) -> None:
-        self._failed.append(now)
+        self._failed.add(now)
 
-    def _trim(self, now: float) -> None:
-        for times in (self._jobs, self._failed):
-            while times and times[0] <= now - _MINUTE:
-                times.popleft()
+
+class _Minute:
+    """A count of the last minute, kept by the second: a time for each job would be megabytes that come and go."""
+
+    __slots__ = ("_seconds", "count")
+
+    def __init__(self) -> None:
+        self._seconds: deque[list[int]] = deque()  # each with its count
+        self.count = 0  # as of the last look
+
+    def add(self, now: float) -> None:
+        second, seconds = int(now), self._seconds
+        if seconds and seconds[-1][0] == second:
+            seconds[-1][1] += 1
+        else:
+            seconds.append([second, 1])
+            self.at(now)
+        self.count += 1
+
+    def at(self, now: float) -> int:
+        """A second counts as long as any of it is less than a minute ago."""
+        seconds = self._seconds
+        while seconds and seconds[0][0] + 1 <= now - _MINUTE:
+            self.count -= seconds.popleft()[1]
+        return self.count

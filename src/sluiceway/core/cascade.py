@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from sluiceway.core import gate as gates
 from sluiceway.core import resume, worth
@@ -382,8 +382,6 @@ class Cascade:
         raise Bug(f"{type(event).__name__} can't reach a cascade that is {self.state.value}")
 
 
-_EVENTS = (Start, Reply, Failure, Woke, Left)
-
 _POSSIBLE: Mapping[tuple[State, type], Callable[[Cascade, Any], Ask]] = {
     (State.READY, Start): Cascade._begin,
     (State.CALLING, Reply): Cascade._replied,
@@ -394,7 +392,7 @@ _POSSIBLE: Mapping[tuple[State, type], Callable[[Cascade, Any], Ask]] = {
     (State.WAITING, Left): Cascade._left,
 }
 
-TABLE = {(state, event): _POSSIBLE.get((state, event), Cascade._never) for state in State for event in _EVENTS}
+TABLE = {(state, event): _POSSIBLE.get((state, event), Cascade._never) for state in State for event in get_args(Event)}
 """Every (state, event) pair: what the cascade does."""
 
 _STATE_AFTER: Mapping[type, State] = {Wait: State.WAITING, Finish: State.DONE}  # a Call's own state was set with it

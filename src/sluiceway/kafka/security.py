@@ -52,7 +52,8 @@ _NUMBERS = {  # default, lowest, highest
     "request.timeout.ms": (30_000, 1, 900_000),
     "fetch.wait.max.ms": (500, 0, 300_000),
     "fetch.min.bytes": (1, 1, 100_000_000),
-    "fetch.max.bytes": (52_428_800, 1, 2_147_483_135),
+    # Of a backlog each fetch brings all it may, for every partition: a worker's memory grew by some of its answers.
+    "fetch.max.bytes": (4_194_304, 1, 2_147_483_135),
     "max.partition.fetch.bytes": (1_048_576, 1, 1_000_000_000),
     "metadata.max.age.ms": (300_000, 1, 86_400_000),
     "connections.max.idle.ms": (540_000, 0, 2_147_483_647),

@@ -13,7 +13,7 @@ from tests.support.stores import REPLY, Time, a_call, a_job, a_record, a_store, 
 
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.store import Bounds, open_store
-from sluiceway.archive.tables import FORMAT
+from sluiceway.archive.tables import FORMAT, Stage
 from sluiceway.core.call import Reply, Usage
 from sluiceway.core.errors import Bug, InputError
 from sluiceway.core.held import Commit, Partition
@@ -244,27 +244,27 @@ async def test_what_is_live_is_told_again_and_the_log_stays_short(
     monkeypatch.setattr("sluiceway.archive.store._TOLD_AGAIN", bound)
     copied = tmp_path.with_name(f"{tmp_path.name}-copy")
     store = a_store(tmp_path)
-    lasting = [store.take("g", ("jobs", 0, 1, 0.001), 1), store.call("j1", "t", "cheap")]
+    lasting = store.take("g", ("jobs", 0, 1, 0.001), 1)
+    store.call("j1", "t", "cheap")
     for offset in range(2, 50):
-        number = store.take("g", ("jobs", 0, offset, 0.001), 0)
+        job = store.take("g", ("jobs", 0, offset, 0.001), 0)
         call = store.call(f"j{offset}", "t", "cheap")
         store.flush()
-        store.publish(number)
+        store.publish(job)
         store.answered(call)
         store.flush()
         if offset < 49:
-            store.forget(number)
+            store.forget(job.number)
     store.flush()
     shutil.copytree(tmp_path, copied, ignore=shutil.ignore_patterns("lock"))
     store.close()
     with closing(sqlite3.connect(copied / "store.db")) as db:
         assert db.execute("SELECT count(*) FROM turns").fetchone()[0] <= 3
     again = a_store(copied)
-    assert [(job[1], job[3], job[4]) for job in again.live.jobs.values()] == [
-        (lasting[0], ("jobs", 0, 1, 0.001), 1),
-        (number, ("jobs", 0, 49, 0.001), 0),
+    assert [(one.number, one.place, one.stage) for one in again.live.jobs.values()] == [
+        (lasting.number, ("jobs", 0, 1, 0.001), Stage.ALONE),
+        (job.number, ("jobs", 0, 49, 0.001), Stage.PUBLISHED),
     ]
-    assert again.live.published == {number}
     assert [call.job_id for call in again.lost] == ["j1"]
     again.close()
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import sqlite3
 import types
@@ -26,8 +25,8 @@ import orjson
 
 from sluiceway.archive.lock import locked
 from sluiceway.archive.replies import Replies
-from sluiceway.archive.tables import opened
-from sluiceway.archive.turns import Call, Job, Live, Place
+from sluiceway.archive.tables import Stage, opened
+from sluiceway.archive.turns import Call, Flown, Live, Place
 from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug, InputError
 
@@ -72,11 +71,13 @@ class Store:
         self.pruned: list[Callable[[], None]] = []  # who is told when what is too old has been forgotten
         self.gathers: list[Callable[[], None]] = []  # who is told before a flush
         self._batches: dict[str, list[tuple[Any, ...]]] = {}
-        self._due = False
+        self.due = False  # a flush, at the end of this turn
         self._turns = 0  # that were written, or could not be
         self._fault: Bug | None = None
         self._known = False  # somebody has had the fault
         self._told: list[tuple[Any, ...]] = []
+        self._taken: list[Flown] = []
+        self._called: list[tuple[int, str, str, str]] = []
         self._published: list[int] = []
         self._forgotten: list[int] = []
         self._answered: list[int] = []
@@ -100,26 +101,22 @@ class Store:
                 self._tell_again(db)
             self._closing = closing.pop_all()
         self._first = self.live.highest + 1  # job of this process
-        self._jobs, self._calls = itertools.count(self._first), itertools.count(1)
+        self._jobs, self._calls = self._first, 0  # the next job's number, the last call's
 
     # -- jobs in flight, calls under way ------------------------------------------------------------------------
 
-    def take(self, group: str, place: Place, stage: int) -> int:
-        """The job's number in the log. Written by the next `flush`, as is all that follows."""
-        number = next(self._jobs)
-        if number == self._first:
-            self.live.first = number
-            self._told.append(("b", number))
-        job: Job = ("t", number, group, place, stage, self.now())
-        self.live.jobs[number] = job
-        self._told.append(job)
-        return number
+    def take(self, group: str, place: Place, stage: int) -> Flown:
+        """The job, under a number in the log. Written by the next `flush`, as is all that follows."""
+        number = self._jobs
+        self._jobs = number + 1
+        job = self.live.jobs[number] = Flown(number, group, place, stage)
+        self._taken.append(job)
+        return job
 
-    def publish(self, number: int) -> None:
+    def publish(self, job: Flown) -> None:
         """The job's outgoing record is acked."""
-        if number in self.live.jobs:  # or it was too old to be kept
-            self.live.published.add(number)
-            self._published.append(number)
+        job.stage = Stage.PUBLISHED
+        self._published.append(job.number)  # which tells nothing of a job that was too old to be kept
 
     def forget(self, *numbers: int) -> None:
         """These jobs need no memory any more."""
@@ -128,16 +125,12 @@ class Store:
 
     def call(self, job_id: str, task: str, model: str) -> int:
         """The number of a call that is about to be made."""
-        number = next(self._calls)
-        call: Call = ("s", number, job_id, task, model, self.now())
-        self.live.calls[number] = call
-        self._told.append(call)
+        self._calls = number = self._calls + 1
+        self._called.append((number, job_id, task, model))
         return number
 
     def answered(self, *numbers: int) -> None:
         """Those calls came to an end."""
-        for number in numbers:
-            self.live.calls.pop(number, None)
         self._answered += numbers
 
     # -- file ---------------------------------------------------------------------------------------------------
@@ -152,7 +145,8 @@ class Store:
 
     @property
     def pending(self) -> int:
-        log = len(self._told) + len(self._published) + len(self._forgotten) + len(self._answered)
+        log = len(self._told) + len(self._taken) + len(self._called)
+        log += len(self._published) + len(self._forgotten) + len(self._answered)
         return log + self.replies.pending + sum(map(len, self._batches.values()))
 
     def check(self) -> None:
@@ -170,7 +164,7 @@ class Store:
         if self._fault is not None:
             self.check()
         turn = self._turns
-        if not self._due:
+        if not self.due:
             self.soon()
         while self._turns == turn:
             yield
@@ -182,12 +176,12 @@ class Store:
 
         The next `written` or `check` raises it if it fails.
         """
-        if not self._due:
-            self._due = True
+        if not self.due:
+            self.due = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        self._due = False
+        self.due = False
         self._turns += 1
         try:
             self.flush()
@@ -212,11 +206,11 @@ class Store:
         count = self.pending
         if not count and not self.replies.due:
             return
-        told = self._gathered()
+        now = self.now()
+        told = self._gathered(now)
         batches = [(sql, rows.copy()) for sql, rows in self._batches.items() if rows]
         for rows in self._batches.values():
             rows.clear()
-        now = self.now()
         with self.transaction() as db:
             if told:
                 row = orjson.dumps(told)
@@ -241,13 +235,29 @@ class Store:
             self._written = 0
             self.prune()
 
-    def _gathered(self) -> list[tuple[Any, ...]]:
+    def _gathered(self, now: float) -> list[tuple[Any, ...]]:
         """For the log. What is said of one number was said in this order."""
         told, self._told = self._told, []
+        if self._taken:
+            if self.live.first != self._first:
+                self.live.first = self._first
+                told.append(("b", self._first))
+            for job in self._taken:
+                job.at = now
+                told.append(("t", job.number, job.group, job.place, job.stage, now))
+            self._taken.clear()
+        if self._called:
+            calls: list[Call] = [("s", *call, now) for call in self._called]
+            self._called.clear()
+            told += calls
+            self.live.calls.update([(call[1], call) for call in calls])
         for what, numbers in (("p", self._published), ("e", self._answered), ("d", self._forgotten)):
             if numbers:
                 told.append((what, *numbers))
-                numbers.clear()
+        for number in self._answered:
+            self.live.calls.pop(number, None)
+        for numbers in (self._published, self._answered, self._forgotten):
+            numbers.clear()
         return told
 
     def _fold(self) -> None:

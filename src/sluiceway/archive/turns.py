@@ -17,7 +17,8 @@ a place was one text with spaces between, its timestamp in milliseconds, and a p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 import orjson
@@ -25,18 +26,35 @@ import orjson
 from sluiceway.archive.reply import DAMAGED
 from sluiceway.archive.tables import Stage
 
-Place = tuple[str, int, int, float] | str
-Job = tuple[str, int, str, Place, int, float]
+Place = tuple[str, int, int, float]
 Call = tuple[str, int, str, str, str, float]
 
 
+class Flown:
+    """A job that was taken: its number, its role's group, where it is from, and how far it has come.
+
+    `replies` are the keys of those that are kept for it, `calls` those of which only its trail tells.
+    """
+
+    __slots__ = ("at", "calls", "group", "known", "number", "place", "replies", "stage")
+
+    def __init__(self, number: int, group: str, place: Place, stage: int, at: float = inf) -> None:
+        self.number = number
+        self.group = group
+        self.place = place  # of a job of a former run it may be the text that format 4 had
+        self.stage = stage
+        self.at = at  # when that was told, inf before
+        self.replies: tuple[str, ...] = ()
+        self.calls: tuple[int, ...] = ()
+        self.known: bytes | None = None  # of an earlier run, which published it
+
+
 class Live:
-    """The jobs in flight and the calls under way, by number, as they were told; which of the jobs are published."""
+    """The jobs in flight and the calls under way, by number; a published job's stage says so."""
 
     def __init__(self) -> None:
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, Flown] = {}
         self.calls: dict[int, Call] = {}
-        self.published: set[int] = set()
         self.highest = 0  # of a job's number
         self.first = 0  # the number of the last process's first job
 
@@ -54,7 +72,9 @@ class Live:
             case "t":
                 self._took(number, *rest)
             case "p":
-                self.published.update(one for one in (number, *rest) if one in self.jobs)
+                for one in (number, *rest):
+                    if one in self.jobs:
+                        self.jobs[one].stage = Stage.PUBLISHED
             case "d":
                 self.drop((number, *rest))
             case "l":
@@ -71,32 +91,33 @@ class Live:
             topic, partition, offset, timestamp = place
             place = topic, partition, offset, float(timestamp)
         self.highest = max(self.highest, number)
-        self.jobs[number] = ("t", number, group, place, int(stage), float(at))
-        if stage == Stage.PUBLISHED:
-            self.published.add(number)
+        self.jobs[number] = Flown(number, group, place, int(stage), float(at))
 
-    def drop(self, numbers: Collection[int]) -> None:
+    def drop(self, numbers: Iterable[int]) -> None:
         """These jobs need no memory any more."""
         jobs = self.jobs
         for number in numbers:
             jobs.pop(number, None)
-        self.published.difference_update(numbers)
 
     def land(self, first: int) -> None:
         """Jobs from that number on that still run are in flight no more."""
-        self.drop([number for number in self.jobs if number >= first and number not in self.published])
+        self.drop(self._running(first))
+
+    def _running(self, first: int) -> list[int]:
+        """Jobs from that number on that are not published."""
+        return [number for number, job in self.jobs.items() if number >= first and job.stage != Stage.PUBLISHED]
 
     def forget(self, before: float) -> None:
         """What is older than that."""
-        self.drop([number for number, job in self.jobs.items() if job[5] < before])
+        self.drop([number for number, job in self.jobs.items() if job.at < before])
         self.calls = {number: call for number, call in self.calls.items() if call[5] >= before}
 
     def only(self) -> int | None:
         """The number of the job that ran when the last process died, None where it was not one alone."""
-        ran = [number for number in self.jobs if number >= self.first and number not in self.published]
+        ran = self._running(self.first)
         return ran[0] if len(ran) == 1 else None
 
     def told(self) -> bytes:
         """A row that says all of it."""
-        published = [("p", *self.published)] if self.published else []
-        return orjson.dumps([("b", self.first), *self.jobs.values(), *published, *self.calls.values()])
+        jobs = [("t", job.number, job.group, job.place, job.stage, job.at) for job in self.jobs.values()]
+        return orjson.dumps([("b", self.first), *[job for job in jobs if job[-1] < inf], *self.calls.values()])

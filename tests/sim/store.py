@@ -19,15 +19,17 @@ class SimJournal(Journal):
         self._store = store
 
     def entry(self, job: Job, call: Call) -> Entry | None:
-        return SimEntry(self._store, job, call, job.digest)
+        entry = SimEntry(self._store, job, call)
+        entry.look()
+        return entry
 
 
 class SimEntry(Entry):
     """Tells its store's `twice` of a call that is made though its reply is on file."""
 
     async def started(self) -> None:
-        if self._store.replies.held(self._key) is not None:
-            self._store.twice(f"{self._job.id} at {self._call.model.name}")
+        if self._store.replies.held(self.key) is not None:
+            self._store.twice(f"{self.job.id} at {self._call.model.name}")
         await super().started()
 
 

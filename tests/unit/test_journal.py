@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.stores import FAILED, REPLY, a_call, a_job, a_record, a_store, contents, held, pays
+from tests.support.stores import FAILED, REPLY, a_call, a_commit, a_job, a_record, a_store, contents, held, pays
 
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.journal import Journal
@@ -169,6 +169,33 @@ async def test_a_job_that_was_dropped_finds_its_replies_when_it_comes_back(tmp_p
     flight.publish(a_record())
     flight.cover(Commit(Partition("jobs", 0), 1, 2, "", 0))
     assert held(store, a_job(), a_call()) is None
+    store.close()
+
+
+async def test_what_a_job_in_flight_was_answered_is_found_by_whoever_may_ask_again(tmp_path: Path) -> None:
+    """Itself, for the same call; a second record of a job that was handed over; in the reply's own turn and later."""
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+    own = dataclasses.replace(a_job(), published_at=a_record().timestamp)
+    for job, records in ((own, [a_record(1)] * 2), (a_job("j2"), [a_record(2), a_record(3)])):
+        for record in dict.fromkeys(records):
+            flight.take(record, alone=False)
+        for flushed in (False, True):
+            for number, record in enumerate(records):
+                if number == 0 and not flushed:
+                    flight.begin(record)
+                    await pays(store, job, a_call(), REPLY)
+                else:
+                    flight.begin(record)
+                    assert held(store, job, a_call()) == REPLY
+            await store.written()
+    assert not store.replies.strays
+    for offset in (1, 2, 3):
+        flight.publish(a_record(offset))
+    flight.cover(a_commit(4))
+    for job in (own, a_job("j2")):
+        flight.begin(a_record(9))
+        assert held(store, job, a_call()) is None
     store.close()
 
 

@@ -99,14 +99,15 @@ class StoreFlight:
         store, running = self._store, self._running
         place = record.topic, record.partition, record.offset, record.timestamp
         if place in running:  # taken again before anybody said what came of it
-            store.forget(running[place].number)
+            self._forsake(running[place])
         running[place] = store.take(self._group, place, _ALONE if alone else _RUNNING)
         if not store.due:
             store.soon()
 
     def begin(self, record: Record) -> None:
         """To be called in the task that works on it. Raises Bug when it could not be put on record that it runs."""
-        self._store.check()
+        if self._store.fault is not None:
+            self._store.check()
         FLOWN.set(self._running.get((record.topic, record.partition, record.offset, record.timestamp)))
 
     def publish(self, record: Record) -> None:
@@ -116,30 +117,32 @@ class StoreFlight:
         """
         store, place = self._store, (record.topic, record.partition, record.offset, record.timestamp)
         job = self._running.pop(place, None)
-        key = self._key(place) if self._published or self._deaths else None
         uncovered = self._uncovered[record.topic, record.partition]
-        if key in self._published:
-            again = Flown(0, self._group, place, Stage.PUBLISHED)
-            again.known = key
-            uncovered.append(again)
-        elif job is None:
-            job = store.take(self._group, place, Stage.PUBLISHED)
-        if job is not None:
-            store.publish(job)
-            if job.calls:
-                store.answered(*job.calls)
-            uncovered.append(job)
-            self._own.add(job.place)
-        if key is not None and self._deaths.pop(key, None) is not None:
-            self._forgives.append((key,))
         if not store.due:
             store.soon()
+        if self._published or self._deaths:
+            key = self._key(place)
+            if self._deaths.pop(key, None) is not None:
+                self._forgives.append((key,))
+            if key in self._published:
+                again = Flown(0, self._group, place, Stage.PUBLISHED)
+                again.known = key
+                uncovered.append(again)
+                if job is None:
+                    return
+        if job is None:
+            job = store.take(self._group, place, Stage.PUBLISHED)
+        store.publish(job)
+        if job.calls:
+            store.answered(*job.calls)
+        uncovered.append(job)
+        self._own.add(job.place)
 
     def drop(self, record: Record) -> None:
         """It ended with nothing of it counting (an ended epoch, a stop)."""
         job = self._running.pop(_place(record), None)
         if job is not None:
-            self._store.forget(job.number)
+            self._forsake(job)
             self._store.soon()
 
     def blame(self, record: Record) -> None:
@@ -147,8 +150,15 @@ class StoreFlight:
         job = self._running.pop(_place(record), None)
         if job is not None:
             self._counts.append((self._key(job.place), int(job.stage == Stage.ALONE), self._store.now()))
-            self._store.forget(job.number)
+            self._forsake(job)
             self._store.soon()
+
+    def _forsake(self, job: Flown) -> None:
+        """It runs no more and is not published: its replies are for whoever it comes back as."""
+        self._store.forget(job.number)
+        if job.asked:
+            self._store.replies.name()
+            self._store.replies.strays.update(job.replies)
 
     # -- commits ------------------------------------------------------------------------------------------------
 

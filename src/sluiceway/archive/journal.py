@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable
 from typing import Any
 
 from sluiceway.archive.flight import FLOWN
 from sluiceway.archive.inputs import Inputs, OnReused
 from sluiceway.archive.store import Store
+from sluiceway.archive.turns import Flown
 from sluiceway.core import ledger
 from sluiceway.core.call import Call, Failure, Reply, Usage
 from sluiceway.core.catalog import Api, Model
@@ -25,38 +27,64 @@ class Journal:
 
     def entry(self, job: Job, call: Call) -> Entry | None:
         """What is known of this call; None for one that nobody pays for."""
-        digest = job.digest
+        entry = Entry(self._store, job, call)
         if self._inputs is not None:
-            self._inputs.saw(job, digest)
-        return Entry(self._store, job, call, digest) if call.model.api in _PAID else None
+            self._inputs.saw(entry)
+        if call.model.api not in _PAID:
+            return None
+        entry.look()
+        return entry
 
 
 class Entry:
     """Implements `ports.Entry`: one call, from before it is made to after it came back."""
 
-    __slots__ = ("_call", "_job", "_key", "_number", "_store", "reply")
+    __slots__ = ("_call", "_flown", "_key", "_number", "_store", "digest", "job", "reply")
 
-    def __init__(self, store: Store, job: Job, call: Call, digest: str) -> None:
+    def __init__(self, store: Store, job: Job, call: Call) -> None:
         self._store = store
-        self._job = job
         self._call = call
-        self._key = key_of(job, call, digest)
+        self._key: str | None = None
+        self._flown: Flown | None = None
         self._number = 0
-        key = self._key
-        self.reply = store.replies.held(key)
-        if self.reply is None and store.replies.former:
-            key = former_key_of(job, call)
-            self.reply = store.replies.held(key)
+        self.job = job
+        self.digest = ""  # of its input, where it is known
+        self.reply: Reply | None = None
         """The one that this very call got before."""
-        flown = FLOWN.get()
+
+    @property
+    def key(self) -> str:
+        """Under which its reply is held."""
+        if self._key is None:
+            self._key = key_of(self.job, self._call, self.digest or self.job.digest)
+        return self._key
+
+    def look(self) -> None:
+        """Finds the reply, unless there can be none.
+
+        That is where all replies that are held belong to other jobs in flight, and this is the first call of a job that
+        was published in the very record that is worked on: a job that another role handed over may come in two records.
+        """
+        replies, flown = self._store.replies, FLOWN.get()
+        self._flown = flown
+        if flown is not None:
+            first = not flown.asked and flown.place[3] == self.job.published_at
+            flown.asked = True
+            if first and not replies.strays:
+                return
+        key = self.key
+        self.reply = replies.held(key)
+        if self.reply is None and replies.former:
+            key = former_key_of(self.job, self._call)
+            self.reply = replies.held(key)
         if self.reply is not None and flown is not None and key not in flown.replies:
             flown.replies += (key,)
 
-    async def started(self) -> None:
+    def started(self) -> Awaitable[None]:
         """Returns when it is on record that the call is made. Raises Bug when the store can't be written."""
-        job = self._job
-        self._number = self._store.call(job.id, job.task, self._call.model.name)
-        await self._store.written()
+        store, job = self._store, self.job
+        self._number = store.call(job.id, job.task, self._call.model.name)
+        return store.written()
 
     def ended(self, event: Reply | Failure) -> None:
         """Puts on record, in a moment, what came of the call; its reply too, unless its data may not be kept.
@@ -64,17 +92,24 @@ class Entry:
         What may be billed and is not kept here stands in the job's trail alone: until that is published the call counts
         as one whose reply never came.
         """
-        store, flown = self._store, FLOWN.get()
+        store, flown = self._store, self._flown
         keeps = isinstance(event, Reply) and self._call.clearance <= store.bounds.clearance
         if isinstance(event, Reply) and keeps:
-            store.replies.keep(self._key, event)
-            if flown is not None:
-                flown.replies += (self._key,)
+            store.replies.keep_soon(self, event)
         if flown is None or keeps or not _billed(event):
             store.answered(self._number)
         else:
             flown.calls += (self._number,)
-        store.soon()
+        if not store.due:
+            store.soon()
+
+    def kept(self) -> None:
+        """The reply lies under the key from now on."""
+        flown, key = self._flown, self.key
+        if flown is None:
+            self._store.replies.strays.add(key)
+        elif key not in flown.replies:
+            flown.replies += (key,)
 
 
 def _billed(event: Reply | Failure) -> bool:

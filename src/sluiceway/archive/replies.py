@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from typing import Protocol
 
 from sluiceway.archive.reply import decode_replies, encode_replies
 from sluiceway.core.call import Reply
@@ -14,11 +15,22 @@ from sluiceway.core.call import Reply
 _FORMER = 32  # characters of a reply's key in format 4
 
 
+class Keyed(Protocol):
+    """A call whose reply is to be held."""
+
+    @property
+    def key(self) -> str: ...
+
+    def kept(self) -> None:
+        """Its reply lies under its key from now on."""
+
+
 class Replies:
     """Those that `db` holds, read at once, and what comes. `write` and `prune` are for within a transaction."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._unnamed: list[tuple[Keyed, Reply]] = []  # and not written yet, nor put under their keys
         self._kept: dict[str, Reply] = {}  # and not written yet
         self._held: dict[str, int] = {}  # written, and the rows that they are in
         self._left: Counter[int] = Counter()  # how many replies of a row are needed
@@ -29,18 +41,19 @@ class Replies:
             self._next = row + 1
             self._held.update(dict.fromkeys(decode_replies(*columns) or (), row))
         self.former = frozenset(key for key in self._held if len(key) == _FORMER)
+        self.strays = set(self._held)  # that belong to no job which is in flight now, as far as is known
         self._left.update(self._held.values())
         self._gone = [(row,) for row in rows if row not in self._left]  # rows of which none is needed
 
     @property
     def pending(self) -> int:
         """Replies to be written."""
-        return len(self._kept)
+        return len(self._unnamed) + len(self._kept)
 
     @property
     def due(self) -> bool:
         """Whether there is something to write, or rows to delete."""
-        return bool(self._kept or self._gone)
+        return bool(self._unnamed or self._kept or self._gone)
 
     def keep(self, key: str, reply: Reply) -> None:
         """Holds a reply until it is released or too old."""
@@ -48,8 +61,20 @@ class Replies:
             self.release(key)
         self._kept[key] = reply
 
+    def keep_soon(self, call: Keyed, reply: Reply) -> None:
+        """The same, its key being asked for when it is needed: for all of a turn together that is quick."""
+        self._unnamed.append((call, reply))
+
+    def name(self) -> None:
+        """Puts all that is held under its key."""
+        unnamed, self._unnamed = self._unnamed, []
+        for call, reply in unnamed:
+            self.keep(call.key, reply)
+            call.kept()
+
     def held(self, key: str) -> Reply | None:
         """None where none is held. Raises sqlite3.Error."""
+        self.name()
         row = self._held.get(key)
         if row is None:
             return self._kept.get(key)
@@ -59,6 +84,8 @@ class Replies:
     def release(self, *keys: str) -> None:
         """Nobody will ask for these any more."""
         held, left = self._held, self._left
+        if self.strays:
+            self.strays.difference_update(keys)
         for key in keys:
             row = held.pop(key, None)
             if row is None:
@@ -71,6 +98,7 @@ class Replies:
 
     def write(self, now: float) -> int:
         """The bytes of the row. What can't be written is held no more."""
+        self.name()
         kept, self._kept = self._kept, {}
         gone, self._gone = self._gone, []
         size = 0
@@ -102,3 +130,4 @@ class Replies:
         if any(row < least for row in self._left):
             self._held = {key: row for key, row in self._held.items() if row >= least}
             self._left = Counter(self._held.values())
+            self.strays.intersection_update(self._held)

@@ -73,7 +73,7 @@ class Store:
         self._batches: dict[str, list[tuple[Any, ...]]] = {}
         self.due = False  # a flush, at the end of this turn
         self._turns = 0  # that were written, or could not be
-        self._fault: Bug | None = None
+        self.fault: Bug | None = None  # whoever raises it does so by `check`
         self._known = False  # somebody has had the fault
         self._told: list[tuple[Any, ...]] = []
         self._taken: list[Flown] = []
@@ -151,9 +151,9 @@ class Store:
 
     def check(self) -> None:
         """Raises Bug where the file took no more: what was noted in a former turn of the loop is not on record."""
-        if self._fault is not None:
+        if self.fault is not None:
             self._known = True
-            raise self._fault
+            raise self.fault
 
     @types.coroutine
     def written(self) -> Generator[None]:
@@ -161,14 +161,14 @@ class Store:
 
         It raises Bug where the file took no more, now or before: what failed once is not tried over and over.
         """
-        if self._fault is not None:
+        if self.fault is not None:
             self.check()
         turn = self._turns
         if not self.due:
             self.soon()
         while self._turns == turn:
             yield
-        if self._fault is not None:
+        if self.fault is not None:
             self.check()
 
     def soon(self) -> None:
@@ -186,7 +186,7 @@ class Store:
         try:
             self.flush()
         except Bug as error:
-            self._fault = error
+            self.fault = error
 
     def flush(self) -> None:
         """Writes what is gathered, in one transaction. Raises Bug where the file takes no more: the worker stops.
@@ -324,11 +324,11 @@ class Store:
         A fault that somebody has had is not raised once more, and nothing is written after it.
         """
         try:
-            if self._fault is None:
+            if self.fault is None:
                 self.flush()
                 self.landed()
             elif not self._known:
-                raise self._fault
+                raise self.fault
         finally:
             self._closing.close()
 

@@ -33,10 +33,11 @@ Call = tuple[str, int, str, str, str, float]
 class Flown:
     """A job that was taken: its number, its role's group, where it is from, and how far it has come.
 
-    `replies` are the keys of those that are kept for it, `calls` those of which only its trail tells.
+    It `asked` a model, or is about to. `replies` are the keys of those that are kept for it, `calls` those of which its
+    trail alone tells.
     """
 
-    __slots__ = ("at", "calls", "group", "known", "number", "place", "replies", "stage")
+    __slots__ = ("asked", "at", "calls", "group", "known", "number", "place", "replies", "stage")
 
     def __init__(self, number: int, group: str, place: Place, stage: int, at: float = inf) -> None:
         self.number = number
@@ -44,6 +45,7 @@ class Flown:
         self.place = place  # of a job of a former run it may be the text that format 4 had
         self.stage = stage
         self.at = at  # when that was told, inf before
+        self.asked = False
         self.replies: tuple[str, ...] = ()
         self.calls: tuple[int, ...] = ()
         self.known: bytes | None = None  # of an earlier run, which published it

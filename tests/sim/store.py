@@ -9,19 +9,6 @@ from sluiceway.archive.journal import Entry, Journal
 from sluiceway.archive.store import Bounds, Store
 from sluiceway.archive.turns import Live
 from sluiceway.core.call import Call
-from sluiceway.core.job import Job
-
-
-class SimJournal(Journal):
-    """The journal of one process."""
-
-    def __init__(self, store: SimStore) -> None:
-        self._store = store
-
-    def entry(self, job: Job, call: Call) -> Entry | None:
-        entry = SimEntry(self._store, job, call)
-        entry.look()
-        return entry
 
 
 class SimEntry(Entry):
@@ -29,8 +16,15 @@ class SimEntry(Entry):
 
     async def started(self) -> None:
         if self._store.replies.held(self.key) is not None:
-            self._store.twice(f"{self.job.id} at {self._call.model.name}")
+            assert isinstance(self._store, SimStore)
+            self._store.twice(f"{self.job.id} at {self.call.model.name}")
         await super().started()
+
+
+class SimJournal(Journal):
+    """The journal of one process."""
+
+    made = SimEntry
 
 
 class SimStore(Store):

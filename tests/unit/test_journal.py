@@ -212,7 +212,7 @@ async def test_the_replies_of_a_turn_come_back_each_as_it_was(tmp_path: Path) ->
     store = a_store(tmp_path)
     for key, reply in {**replies, "released": REPLY}.items():
         store.replies.keep(key, reply)
-    store.replies.release("released")
+    store.replies.release(["released"])
     store.close()
     again = a_store(tmp_path)
     for key, reply in replies.items():
@@ -250,6 +250,6 @@ async def test_two_replies_to_one_call_in_a_turn_are_one(tmp_path: Path) -> None
     store.replies.keep("ab", third)
     store.flush()
     assert store.replies.held("ab") == third
-    store.replies.release("ab", "ab")
+    store.replies.release(["ab", "ab"])
     assert store.replies.held("ab") is None
     store.close()

@@ -9,7 +9,20 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.stores import REPLY, Time, a_call, a_job, a_record, a_store, contents, dead, held, pays
+from tests.support.stores import (
+    FAILED,
+    REPLY,
+    Time,
+    a_call,
+    a_commit,
+    a_job,
+    a_record,
+    a_store,
+    contents,
+    dead,
+    held,
+    pays,
+)
 
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.store import Bounds, open_store
@@ -244,26 +257,25 @@ async def test_what_is_live_is_told_again_and_the_log_stays_short(
     monkeypatch.setattr("sluiceway.archive.store._TOLD_AGAIN", bound)
     copied = tmp_path.with_name(f"{tmp_path.name}-copy")
     store = a_store(tmp_path)
-    lasting = store.take("g", ("jobs", 0, 1, 0.001), 1)
-    store.call("j1", "t", "cheap")
+    flight = StoreFlight(store, "g")
+    flight.take(a_record(1), alone=True)
+    await pays(store, a_job(), a_call(), None)
     for offset in range(2, 50):
-        job = store.take("g", ("jobs", 0, offset, 0.001), 0)
-        call = store.call(f"j{offset}", "t", "cheap")
-        store.flush()
-        store.publish(job)
-        store.answered(call)
+        flight.take(a_record(offset), alone=False)
+        await pays(store, a_job(f"j{offset}"), a_call(), FAILED)
+        flight.publish(a_record(offset))
         store.flush()
         if offset < 49:
-            store.forget(job.number)
+            flight.cover(a_commit(1, *range(2, offset + 1)))
     store.flush()
     shutil.copytree(tmp_path, copied, ignore=shutil.ignore_patterns("lock"))
     store.close()
     with closing(sqlite3.connect(copied / "store.db")) as db:
         assert db.execute("SELECT count(*) FROM turns").fetchone()[0] <= 3
     again = a_store(copied)
-    assert [(one.number, one.place, one.stage) for one in again.live.jobs.values()] == [
-        (lasting.number, ("jobs", 0, 1, 0.001), Stage.ALONE),
-        (job.number, ("jobs", 0, 49, 0.001), Stage.PUBLISHED),
+    assert [(job.number, job.place, job.stage) for job in again.live.jobs.values()] == [
+        (1, ("jobs", 0, 1, 1.5), Stage.ALONE),
+        (49, ("jobs", 0, 49, 1.5), Stage.PUBLISHED),
     ]
     assert [call.job_id for call in again.lost] == ["j1"]
     again.close()

@@ -28,7 +28,7 @@ _COUNT = (
     " SET deaths = deaths + 1, alone = max(alone, excluded.alone), at = excluded.at"
 )
 _FORGIVE = "DELETE FROM deaths WHERE key = ?"
-_ALONE, _RUNNING = int(Stage.ALONE), int(Stage.RUNNING)
+_RUNNING, _ALONE, _PUBLISHED = map(int, Stage)
 
 FLOWN: ContextVar[Flown | None] = ContextVar("flown", default=None)
 """The job that the present task works on."""
@@ -44,24 +44,26 @@ class StoreFlight:
         self._running: dict[Place, Flown] = {}
         self._uncovered: defaultdict[tuple[str, int], list[Flown]] = defaultdict(list)
         self._own: set[Place] = set()  # published in this run, and uncovered
+        self._turn = store.turn
         self._published, self._deaths = self._left_over()
         store.pruned.append(self._forget)
 
-    def _left_over(self) -> tuple[dict[bytes, list[int]], dict[bytes, tuple[int, bool]]]:
-        """What earlier runs published, as key -> numbers, and how often which job died, the last death included."""
+    def _left_over(self) -> tuple[dict[bytes, list[Flown]], dict[bytes, tuple[int, bool]]]:
+        """What earlier runs published, by key, and how often which job died, the last death included."""
         store = self._store
-        published: dict[bytes, list[int]] = {}
+        published: dict[bytes, list[Flown]] = {}
         died = []
-        for job in list(store.live.jobs.values()):
+        for job in store.live.jobs.values():
             if job.group != self._group:
                 continue
             if job.stage == Stage.PUBLISHED:
-                published.setdefault(self._key(job.place), []).append(job.number)
+                job.known = self._key(job.place)
+                published.setdefault(job.known, []).append(job)
             else:
                 # Beside another job of its process nobody knows who killed it.
                 alone = job.stage == Stage.ALONE and job.number == store.died_alone
                 died.append((self._key(job.place), int(alone), store.now()))
-                store.forget(job.number)
+                store.turn.forgotten.append(job)
         self._counts.extend(died)
         store.flush()
         with store.transaction() as db:
@@ -96,11 +98,12 @@ class StoreFlight:
 
     def take(self, record: Record, *, alone: bool) -> None:
         """Puts on record, before a task that is made now has its first turn, that the job runs."""
-        store, running = self._store, self._running
+        running, store = self._running, self._store
         place = record.topic, record.partition, record.offset, record.timestamp
         if place in running:  # taken again before anybody said what came of it
             self._forsake(running[place])
-        running[place] = store.take(self._group, place, _ALONE if alone else _RUNNING)
+        job = running[place] = Flown(self._group, place, _ALONE if alone else _RUNNING)
+        self._turn.taken.append(job)
         if not store.due:
             store.soon()
 
@@ -124,17 +127,18 @@ class StoreFlight:
             key = self._key(place)
             if self._deaths.pop(key, None) is not None:
                 self._forgives.append((key,))
-            if key in self._published:
-                again = Flown(0, self._group, place, Stage.PUBLISHED)
-                again.known = key
-                uncovered.append(again)
-                if job is None:
-                    return
+            for left in self._published.get(key, ()):
+                left.place = place
+                uncovered.append(left)
+            if job is None and key in self._published:
+                return
         if job is None:
-            job = store.take(self._group, place, Stage.PUBLISHED)
-        store.publish(job)
+            job = Flown(self._group, place, _PUBLISHED)
+            self._turn.taken.append(job)
+        job.stage = _PUBLISHED
+        self._turn.published.append(job)
         if job.calls:
-            store.answered(*job.calls)
+            self._turn.answered += job.calls
         uncovered.append(job)
         self._own.add(job.place)
 
@@ -155,7 +159,7 @@ class StoreFlight:
 
     def _forsake(self, job: Flown) -> None:
         """It runs no more and is not published: its replies are for whoever it comes back as."""
-        self._store.forget(job.number)
+        self._turn.forgotten.append(job)
         if job.asked:
             self._store.replies.name()
             self._store.replies.strays.update(job.replies)
@@ -182,25 +186,23 @@ class StoreFlight:
         if left:
             self._uncovered[commit.partition] = left
         self._own.difference_update([job.place for job in done])
-        numbers = [job.number for job in done if job.known is None]
-        for job in done:
-            if job.known is not None:
-                numbers += self._published.pop(job.known, ())
-        self._store.replies.release(*chain.from_iterable([job.replies for job in done]))
-        self._store.forget(*numbers)
+        if self._published:
+            for job in done:
+                if job.known is not None:
+                    self._published.pop(job.known, None)
+        if self._store.replies.fresh:
+            self._store.replies.name()
+        self._store.replies.release([*chain.from_iterable([job.replies for job in done])])
+        self._turn.forgotten += done
         self._store.soon()
 
     def _forget(self) -> None:
         """What the store has forgotten for its age: a partition that is another worker's for good brings no commit."""
         jobs = self._store.live.jobs
-        published: dict[bytes, list[int]] = {}
-        for key, numbers in self._published.items():
-            if kept := [number for number in numbers if number in jobs]:
-                published[key] = kept
-        self._published = published
+        published = {key: [job for job in found if job.number in jobs] for key, found in self._published.items()}
+        self._published = {key: found for key, found in published.items() if found}
         for partition, uncovered in list(self._uncovered.items()):
-            left = [job for job in uncovered if job.number in jobs or job.known in published]
-            if left:
+            if left := [job for job in uncovered if job.number in jobs]:
                 self._uncovered[partition] = left
             else:
                 del self._uncovered[partition]

@@ -49,7 +49,8 @@ class Inputs:
         self._reported: set[tuple[int, int]] = set()
         self._room = min(_ROOM, store.bounds.size // 8)
         self._rows, self._forgets = store.batch(_TELL), store.batch(_FORGET)
-        self._seen: list[Seen] = []
+        self.seen: list[Seen] = []
+        """Calls whose jobs are looked at, at the end of the turn, and told of where the id came with another input."""
         self._mark = 0
         store.flush()
         with store.transaction() as db:
@@ -62,12 +63,6 @@ class Inputs:
                     self._noted(hash(name), int(digest, 16))
         self._swept = self._mark
         store.gathers.append(self._tell)
-
-    def saw(self, call: Seen) -> None:
-        """Notes the call's job and its input's digest, at the end of the turn, and tells of it where it is another."""
-        self._seen.append(call)
-        if not self._store.due:
-            self._store.soon()
 
     def _noted(self, found: int, now: int) -> int | None:
         """The digest that the name came with first, None where it is new; this one where it was noted already."""
@@ -86,7 +81,7 @@ class Inputs:
 
     def _tell(self) -> None:
         """Once for all of a turn, which knows each of its calls' digest then."""
-        seen, self._seen = self._seen, []
+        seen, self.seen = self.seen, []
         known, fresh = self._known, []
         for call in seen:
             job = call.job

@@ -18,72 +18,48 @@ from sluiceway.core.job import Job
 _PAID = (Api.OPENAI, Api.ANTHROPIC)  # what answers in-process costs nothing to ask again
 
 
-class Journal:
-    """Implements `ports.Journal` over a `Store`. `reused` is told of ids that come with different inputs."""
-
-    def __init__(self, store: Store, reused: OnReused | None = None) -> None:
-        self._store = store
-        self._inputs = None if reused is None else Inputs(store, reused)
-
-    def entry(self, job: Job, call: Call) -> Entry | None:
-        """What is known of this call; None for one that nobody pays for."""
-        entry = Entry(self._store, job, call)
-        if self._inputs is not None:
-            self._inputs.saw(entry)
-        if call.model.api not in _PAID:
-            return None
-        entry.look()
-        return entry
-
-
 class Entry:
     """Implements `ports.Entry`: one call, from before it is made to after it came back."""
 
-    __slots__ = ("_call", "_flown", "_key", "_number", "_store", "digest", "job", "reply")
+    __slots__ = ("_flown", "_store", "call", "digest", "job", "number", "reply")
 
-    def __init__(self, store: Store, job: Job, call: Call) -> None:
+    def __init__(self, store: Store, job: Job, call: Call, flown: Flown | None) -> None:
         self._store = store
-        self._call = call
-        self._key: str | None = None
-        self._flown: Flown | None = None
-        self._number = 0
+        self._flown = flown
         self.job = job
+        self.call = call
         self.digest = ""  # of its input, where it is known
+        self.number = 0
         self.reply: Reply | None = None
         """The one that this very call got before."""
 
     @property
     def key(self) -> str:
         """Under which its reply is held."""
-        if self._key is None:
-            self._key = key_of(self.job, self._call, self.digest or self.job.digest)
-        return self._key
+        return key_of(self.job, self.call, self.digest or self.job.digest)
 
     def look(self) -> None:
-        """Finds the reply, unless there can be none.
-
-        That is where all replies that are held belong to other jobs in flight, and this is the first call of a job that
-        was published in the very record that is worked on: a job that another role handed over may come in two records.
-        """
-        replies, flown = self._store.replies, FLOWN.get()
-        self._flown = flown
-        if flown is not None:
-            first = not flown.asked and flown.place[3] == self.job.published_at
-            flown.asked = True
-            if first and not replies.strays:
-                return
-        key = self.key
+        """Finds the reply."""
+        replies, key = self._store.replies, self.key
         self.reply = replies.held(key)
         if self.reply is None and replies.former:
-            key = former_key_of(self.job, self._call)
+            key = former_key_of(self.job, self.call)
             self.reply = replies.held(key)
-        if self.reply is not None and flown is not None and key not in flown.replies:
+        if self.reply is not None:
+            self._has(key)
+
+    def _has(self, key: str) -> None:
+        """The reply of that key goes when a commit covers the job."""
+        flown = self._flown
+        if flown is None:
+            self._store.replies.strays.add(key)
+        elif key not in flown.replies:
             flown.replies += (key,)
 
     def started(self) -> Awaitable[None]:
         """Returns when it is on record that the call is made. Raises Bug when the store can't be written."""
-        store, job = self._store, self.job
-        self._number = store.call(job.id, job.task, self._call.model.name)
+        store = self._store
+        store.turn.called.append(self)
         return store.written()
 
     def ended(self, event: Reply | Failure) -> None:
@@ -93,23 +69,48 @@ class Entry:
         as one whose reply never came.
         """
         store, flown = self._store, self._flown
-        keeps = isinstance(event, Reply) and self._call.clearance <= store.bounds.clearance
-        if isinstance(event, Reply) and keeps:
-            store.replies.keep_soon(self, event)
-        if flown is None or keeps or not _billed(event):
-            store.answered(self._number)
+        if isinstance(event, Reply) and self.call.clearance <= store.bounds.clearance:
+            store.replies.fresh.append((self, event))
+            store.turn.answered.append(self.number)
+        elif flown is None or not _billed(event):
+            store.turn.answered.append(self.number)
         else:
-            flown.calls += (self._number,)
+            flown.calls += (self.number,)
         if not store.due:
             store.soon()
 
-    def kept(self) -> None:
-        """The reply lies under the key from now on."""
-        flown, key = self._flown, self.key
-        if flown is None:
-            self._store.replies.strays.add(key)
-        elif key not in flown.replies:
-            flown.replies += (key,)
+    def named(self) -> str:
+        """The key that its reply lies under from now on."""
+        key = self.key
+        self._has(key)
+        return key
+
+
+class Journal:
+    """Implements `ports.Journal` over a `Store`. `reused` is told of ids that come with different inputs."""
+
+    made = Entry
+
+    def __init__(self, store: Store, reused: OnReused | None = None) -> None:
+        self._store = store
+        self._inputs = None if reused is None else Inputs(store, reused)
+
+    def entry(self, job: Job, call: Call) -> Entry | None:
+        """What is known of this call; None for one that nobody pays for."""
+        store, flown = self._store, FLOWN.get()
+        entry = self.made(store, job, call, flown)
+        if self._inputs is not None:
+            self._inputs.seen.append(entry)
+        if call.model.api not in _PAID:
+            store.soon()
+            return None
+        # None is held for the first call of a job that was published in the very record which is worked on, if all
+        # that are held are those of other jobs in flight. One that a role handed over may come in two records.
+        if flown is None or flown.asked or store.replies.strays or flown.place[3] != job.published_at:
+            entry.look()
+        if flown is not None:
+            flown.asked = True
+        return entry
 
 
 def _billed(event: Reply | Failure) -> bool:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Protocol
 
 from sluiceway.archive.reply import decode_replies, encode_replies
@@ -15,14 +17,11 @@ from sluiceway.core.call import Reply
 _FORMER = 32  # characters of a reply's key in format 4
 
 
-class Keyed(Protocol):
-    """A call whose reply is to be held."""
+class Named(Protocol):
+    """A call that got a reply."""
 
-    @property
-    def key(self) -> str: ...
-
-    def kept(self) -> None:
-        """Its reply lies under its key from now on."""
+    def named(self) -> str:
+        """The key that its reply lies under from now on."""
 
 
 class Replies:
@@ -30,7 +29,7 @@ class Replies:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._unnamed: list[tuple[Keyed, Reply]] = []  # and not written yet, nor put under their keys
+        self.fresh: list[tuple[Named, Reply]] = []  # to be held, their keys being made when they are needed
         self._kept: dict[str, Reply] = {}  # and not written yet
         self._held: dict[str, int] = {}  # written, and the rows that they are in
         self._left: Counter[int] = Counter()  # how many replies of a row are needed
@@ -48,52 +47,50 @@ class Replies:
     @property
     def pending(self) -> int:
         """Replies to be written."""
-        return len(self._unnamed) + len(self._kept)
+        return len(self.fresh) + len(self._kept)
 
     @property
     def due(self) -> bool:
         """Whether there is something to write, or rows to delete."""
-        return bool(self._unnamed or self._kept or self._gone)
+        return bool(self.fresh or self._kept or self._gone)
 
     def keep(self, key: str, reply: Reply) -> None:
         """Holds a reply until it is released or too old."""
         if key in self._held:
-            self.release(key)
+            self.release([key])
         self._kept[key] = reply
 
-    def keep_soon(self, call: Keyed, reply: Reply) -> None:
-        """The same, its key being asked for when it is needed: for all of a turn together that is quick."""
-        self._unnamed.append((call, reply))
-
     def name(self) -> None:
-        """Puts all that is held under its key."""
-        unnamed, self._unnamed = self._unnamed, []
-        for call, reply in unnamed:
-            self.keep(call.key, reply)
-            call.kept()
+        """Puts all that is fresh under its key: for all of a turn together that is quick."""
+        fresh, self.fresh = self.fresh, []
+        for call, reply in fresh:
+            key = call.named()
+            if key in self._held:
+                self.release([key])
+            self._kept[key] = reply
 
     def held(self, key: str) -> Reply | None:
         """None where none is held. Raises sqlite3.Error."""
-        self.name()
+        if self.fresh:
+            self.name()
         row = self._held.get(key)
         if row is None:
             return self._kept.get(key)
         found = self._db.execute("SELECT told, tokens, numbers FROM replies WHERE id = ?", (row,)).fetchone()
         return None if found is None else (decode_replies(*found) or {}).get(key)
 
-    def release(self, *keys: str) -> None:
+    def release(self, keys: Sequence[str]) -> None:
         """Nobody will ask for these any more."""
-        held, left = self._held, self._left
         if self.strays:
             self.strays.difference_update(keys)
-        for key in keys:
-            row = held.pop(key, None)
-            if row is None:
-                self._kept.pop(key, None)
+        for row, count in Counter(map(self._held.pop, keys, repeat(0))).items():
+            if not row:
+                for key in keys:
+                    self._kept.pop(key, None)
                 continue
-            left[row] -= 1
-            if not left[row]:
-                del left[row]
+            self._left[row] -= count
+            if not self._left[row]:
+                del self._left[row]
                 self._gone.append((row,))
 
     def write(self, now: float) -> int:

@@ -25,8 +25,8 @@ import orjson
 
 from sluiceway.archive.lock import locked
 from sluiceway.archive.replies import Replies
-from sluiceway.archive.tables import Stage, opened
-from sluiceway.archive.turns import Call, Flown, Live, Place
+from sluiceway.archive.tables import opened
+from sluiceway.archive.turns import Live, Turn
 from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug, InputError
 
@@ -59,7 +59,8 @@ class Bounds:
 class Store:
     """`now` tells seconds since the epoch. Writes are gathered and go to the file once a turn of the event loop.
 
-    `transaction` and `batch` are for what keeps rows of its own in it.
+    What happens to jobs and calls is put into `turn`, and what came back into `replies`, with `soon`. `transaction` and
+    `batch` are for what keeps rows of its own in it.
     """
 
     def __init__(self, directory: Path, *, bounds: Bounds, now: Callable[[], float]) -> None:
@@ -75,12 +76,6 @@ class Store:
         self._turns = 0  # that were written, or could not be
         self.fault: Bug | None = None  # whoever raises it does so by `check`
         self._known = False  # somebody has had the fault
-        self._told: list[tuple[Any, ...]] = []
-        self._taken: list[Flown] = []
-        self._called: list[tuple[int, str, str, str]] = []
-        self._published: list[int] = []
-        self._forgotten: list[int] = []
-        self._answered: list[int] = []
         self._log = [0, 0]  # rows and bytes since what is live was told last
         self._written = 0
         self._unfolded = 0
@@ -100,40 +95,7 @@ class Store:
                 self.died_alone = self.live.only()
                 self._tell_again(db)
             self._closing = closing.pop_all()
-        self._first = self.live.highest + 1  # job of this process
-        self._jobs, self._calls = self._first, 0  # the next job's number, the last call's
-
-    # -- jobs in flight, calls under way ------------------------------------------------------------------------
-
-    def take(self, group: str, place: Place, stage: int) -> Flown:
-        """The job, under a number in the log. Written by the next `flush`, as is all that follows."""
-        number = self._jobs
-        self._jobs = number + 1
-        job = self.live.jobs[number] = Flown(number, group, place, stage)
-        self._taken.append(job)
-        return job
-
-    def publish(self, job: Flown) -> None:
-        """The job's outgoing record is acked."""
-        job.stage = Stage.PUBLISHED
-        self._published.append(job.number)  # which tells nothing of a job that was too old to be kept
-
-    def forget(self, *numbers: int) -> None:
-        """These jobs need no memory any more."""
-        self.live.drop(numbers)
-        self._forgotten += numbers
-
-    def call(self, job_id: str, task: str, model: str) -> int:
-        """The number of a call that is about to be made."""
-        self._calls = number = self._calls + 1
-        self._called.append((number, job_id, task, model))
-        return number
-
-    def answered(self, *numbers: int) -> None:
-        """Those calls came to an end."""
-        self._answered += numbers
-
-    # -- file ---------------------------------------------------------------------------------------------------
+        self.turn = Turn(self.live)
 
     def batch(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows that the next flush runs `sql` with. Batches run in the order in which they were first asked for."""
@@ -145,9 +107,8 @@ class Store:
 
     @property
     def pending(self) -> int:
-        log = len(self._told) + len(self._taken) + len(self._called)
-        log += len(self._published) + len(self._forgotten) + len(self._answered)
-        return log + self.replies.pending + sum(map(len, self._batches.values()))
+        """What the next flush has to write."""
+        return len(self.turn) + self.replies.pending + sum(map(len, self._batches.values()))
 
     def check(self) -> None:
         """Raises Bug where the file took no more: what was noted in a former turn of the loop is not on record."""
@@ -207,7 +168,7 @@ class Store:
         if not count and not self.replies.due:
             return
         now = self.now()
-        told = self._gathered(now)
+        told = self.turn.told(now)
         batches = [(sql, rows.copy()) for sql, rows in self._batches.items() if rows]
         for rows in self._batches.values():
             rows.clear()
@@ -233,32 +194,7 @@ class Store:
         self._written += count
         if self._written >= _PRUNED:
             self._written = 0
-            self.prune()
-
-    def _gathered(self, now: float) -> list[tuple[Any, ...]]:
-        """For the log. What is said of one number was said in this order."""
-        told, self._told = self._told, []
-        if self._taken:
-            if self.live.first != self._first:
-                self.live.first = self._first
-                told.append(("b", self._first))
-            for job in self._taken:
-                job.at = now
-                told.append(("t", job.number, job.group, job.place, job.stage, now))
-            self._taken.clear()
-        if self._called:
-            calls: list[Call] = [("s", *call, now) for call in self._called]
-            self._called.clear()
-            told += calls
-            self.live.calls.update([(call[1], call) for call in calls])
-        for what, numbers in (("p", self._published), ("e", self._answered), ("d", self._forgotten)):
-            if numbers:
-                told.append((what, *numbers))
-        for number in self._answered:
-            self.live.calls.pop(number, None)
-        for numbers in (self._published, self._answered, self._forgotten):
-            numbers.clear()
-        return told
+            self._prune()
 
     def _fold(self) -> None:
         """Beside the loop: its bulk takes the disk a tenth of a second, and the loop writes on meanwhile."""
@@ -288,6 +224,11 @@ class Store:
             raise
 
     def prune(self) -> None:
+        """Forgets what the bounds do not allow, once what is gathered is written. Raises Bug."""
+        self.flush()
+        self._prune()
+
+    def _prune(self) -> None:
         """Forgets what is older than the bounds allow, and a fiftieth of the time kept while the file is too large.
 
         It runs in the loop, so that it does no more at a time than a moment allows; freed pages are written to again.
@@ -311,8 +252,7 @@ class Store:
         """
         try:
             self.flush()  # what was published till now, which is told behind all else, would not be known after this
-            self.live.land(self._first)
-            self._told.append(("l", self._first))
+            self.turn.landed = True
             self.flush()
         except Bug:
             return False  # the process ends whatever comes of it; a death too many only makes a job run alone

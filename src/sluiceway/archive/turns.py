@@ -18,20 +18,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from sluiceway.archive.reply import DAMAGED
 from sluiceway.archive.tables import Stage
+from sluiceway.core.call import Call
+from sluiceway.core.job import Job
 
 Place = tuple[str, int, int, float]
-Call = tuple[str, int, str, str, str, float]
+Told = tuple[str, int, str, str, str, float]
 
 
 class Flown:
-    """A job that was taken: its number, its role's group, where it is from, and how far it has come.
+    """A job that was taken: its role's group, where it is from, how far it has come, and its number once it is told.
 
     It `asked` a model, or is about to. `replies` are the keys of those that are kept for it, `calls` those of which its
     trail alone tells.
@@ -39,12 +40,12 @@ class Flown:
 
     __slots__ = ("asked", "at", "calls", "group", "known", "number", "place", "replies", "stage")
 
-    def __init__(self, number: int, group: str, place: Place, stage: int, at: float = inf) -> None:
-        self.number = number
+    def __init__(self, group: str, place: Place, stage: int) -> None:
+        self.number = 0
         self.group = group
         self.place = place  # of a job of a former run it may be the text that format 4 had
         self.stage = stage
-        self.at = at  # when that was told, inf before
+        self.at = 0.0  # when it was told
         self.asked = False
         self.replies: tuple[str, ...] = ()
         self.calls: tuple[int, ...] = ()
@@ -56,7 +57,7 @@ class Live:
 
     def __init__(self) -> None:
         self.jobs: dict[int, Flown] = {}
-        self.calls: dict[int, Call] = {}
+        self.calls: dict[int, Told] = {}
         self.highest = 0  # of a job's number
         self.first = 0  # the number of the last process's first job
 
@@ -93,7 +94,8 @@ class Live:
             topic, partition, offset, timestamp = place
             place = topic, partition, offset, float(timestamp)
         self.highest = max(self.highest, number)
-        self.jobs[number] = Flown(number, group, place, int(stage), float(at))
+        job = self.jobs[number] = Flown(group, place, int(stage))
+        job.number, job.at = number, float(at)
 
     def drop(self, numbers: Iterable[int]) -> None:
         """These jobs need no memory any more."""
@@ -122,4 +124,71 @@ class Live:
     def told(self) -> bytes:
         """A row that says all of it."""
         jobs = [("t", job.number, job.group, job.place, job.stage, job.at) for job in self.jobs.values()]
-        return orjson.dumps([("b", self.first), *[job for job in jobs if job[-1] < inf], *self.calls.values()])
+        return orjson.dumps([("b", self.first), *jobs, *self.calls.values()])
+
+
+class Made(Protocol):
+    """A call that is about to be made; its number is known once it is told."""
+
+    number: int
+    job: Job
+    call: Call
+
+
+class Turn:
+    """What a turn of the event loop has to tell, as it comes: whoever has some appends it here.
+
+    Put in words it is at the turn's end, all of a kind in one loop: what is done between a job's own steps, each of
+    which finds the processor's caches full of something else, takes twice as long.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self.taken: list[Flown] = []
+        self.called: list[Made] = []
+        self.published: list[Flown] = []
+        self.answered: list[int] = []  # numbers of calls that came to an end
+        self.forgotten: list[Flown] = []  # jobs that need no memory any more
+        self.landed = False  # jobs that still run do not count as having died with this process
+        self._live = live
+        self._first = live.highest + 1  # job of this process
+        self._calls = 0
+
+    def __len__(self) -> int:
+        kinds = self.taken, self.called, self.published, self.answered, self.forgotten
+        return sum([len(kind) for kind in kinds]) + self.landed
+
+    def told(self, now: float) -> list[tuple[Any, ...]]:
+        """For the log, in the order in which it is said of one number. From now on that is live, or is no more."""
+        live = self._live
+        told: list[tuple[Any, ...]] = []
+        if self.taken:
+            if live.first != self._first:
+                live.first = self._first
+                told.append(("b", self._first))
+            for number, job in enumerate(self.taken, live.highest + 1):
+                job.number, job.at = number, now
+                live.jobs[number] = job
+                told.append(("t", number, job.group, job.place, job.stage, now))
+            live.highest += len(self.taken)
+        for number, made in enumerate(self.called, self._calls + 1):
+            made.number = number
+            call = live.calls[number] = ("s", number, made.job.id, made.job.task, made.call.model.name, now)
+            told.append(call)
+        self._calls += len(self.called)
+        if self.published:  # of a job that was too old to be kept it says nothing
+            told.append(("p", *[job.number for job in self.published]))
+        if self.answered:
+            told.append(("e", *self.answered))
+            for number in self.answered:
+                live.calls.pop(number, None)
+        if self.forgotten:
+            numbers = [job.number for job in self.forgotten]
+            told.append(("d", *numbers))
+            live.drop(numbers)
+        if self.landed:
+            told.append(("l", self._first))
+            live.land(self._first)
+        for kind in (self.taken, self.called, self.published, self.answered, self.forgotten):
+            kind.clear()
+        self.landed = False
+        return told

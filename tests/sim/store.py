@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sluiceway.archive.journal import Entry, Journal
+from sluiceway.archive.keys import key_of
 from sluiceway.archive.store import Bounds, Store
 from sluiceway.archive.turns import Live
 from sluiceway.core.call import Call
@@ -15,7 +16,7 @@ class SimEntry(Entry):
     """Tells its store's `twice` of a call that is made though its reply is on file."""
 
     async def started(self) -> None:
-        if self._store.replies.held(self.key) is not None:
+        if self._store.replies.held(key_of(self.job, self.call, self.job.digest)) is not None:
             assert isinstance(self._store, SimStore)
             self._store.twice(f"{self.job.id} at {self.call.model.name}")
         await super().started()

@@ -25,6 +25,7 @@ from tests.support.stores import (
 )
 
 from sluiceway.archive.flight import StoreFlight
+from sluiceway.archive.journal import Journal
 from sluiceway.archive.store import Bounds, open_store
 from sluiceway.archive.tables import FORMAT, Stage
 from sluiceway.core.call import Reply, Usage
@@ -89,13 +90,14 @@ async def test_a_store_of_the_format_before_is_read(tmp_path: Path) -> None:
     assert not [name for name in contents(tmp_path) if name.endswith(".aside")]
 
 
-async def test_a_store_of_format_4_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format_", [4, 5])
+async def test_a_store_of_a_former_format_is_read(tmp_path: Path, format_: int) -> None:
     """Replies, lost calls and jobs in flight are there, under the new keys too, and go as new ones do.
 
-    The file was written by the code of commit 385bb51: j1 with its reply, j2 without one; of a group g the record at
-    offset 1 in flight alone, the one at offset 2 published.
+    The files were written by the code of commits 385bb51 and 136d291: j1 with its reply, j2 without one; of a group g
+    the record at offset 1 in flight alone, the one at offset 2 published. Format 5 has their inputs, too.
     """
-    (tmp_path / "store.db").write_bytes((FIXTURES / "store-format-4.db").read_bytes())
+    (tmp_path / "store.db").write_bytes((FIXTURES / f"store-format-{format_}.db").read_bytes())
     store = a_store(tmp_path)
     assert held(store, a_job(), a_call()) == REPLY
     assert held(store, a_job("j2"), a_call()) is None
@@ -103,8 +105,14 @@ async def test_a_store_of_format_4_is_read(tmp_path: Path) -> None:
     flight = StoreFlight(store, "g")
     assert flight.condemned(a_record(1))
     assert [flight.was_published(a_record(offset)) for offset in (1, 2)] == [False, True]
+    told: list[str] = []
+    if format_ > 4:
+        journal = Journal(store, lambda job, *_: told.append(job.id))
+        for job in (a_job(), a_job("j2", "other")):
+            journal.entry(job, a_call())
     flight.take(a_record(3), alone=False)
     await pays(store, a_job("j3"), a_call(), REPLY)
+    assert told == ["j2"] * (format_ > 4)
     store.close()
     again = a_store(tmp_path)
     assert held(again, a_job(), a_call()) == held(again, a_job("j3"), a_call()) == REPLY

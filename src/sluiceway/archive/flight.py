@@ -161,7 +161,6 @@ class StoreFlight:
         """It runs no more and is not published: its replies are for whoever it comes back as."""
         self._turn.forgotten.append(job)
         if job.asked:
-            self._store.replies.name()
             self._store.replies.strays.update(job.replies)
 
     # -- commits ------------------------------------------------------------------------------------------------
@@ -190,8 +189,6 @@ class StoreFlight:
             for job in done:
                 if job.known is not None:
                     self._published.pop(job.known, None)
-        if self._store.replies.fresh:
-            self._store.replies.name()
         self._store.replies.release([*chain.from_iterable([job.replies for job in done])])
         self._turn.forgotten += done
         self._store.soon()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import Protocol
 
 import orjson
 
@@ -31,13 +30,6 @@ _TELL = "INSERT INTO inputs VALUES (?, ?, ?)"
 _FORGET = "DELETE FROM inputs WHERE id <= ? OR at < ?"
 
 
-class Seen(Protocol):
-    """A call that is about to be made; `digest` is its job's, once that is known."""
-
-    job: Job
-    digest: str
-
-
 class Inputs:
     """One of each store. `reused` is told of each id that came before with another input."""
 
@@ -49,8 +41,7 @@ class Inputs:
         self._reported: set[tuple[int, int]] = set()
         self._room = min(_ROOM, store.bounds.size // 8)
         self._rows, self._forgets = store.batch(_TELL), store.batch(_FORGET)
-        self.seen: list[Seen] = []
-        """Calls whose jobs are looked at, at the end of the turn, and told of where the id came with another input."""
+        self._fresh: list[tuple[str, str]] = []  # of the turn's row
         self._mark = 0
         store.flush()
         with store.transaction() as db:
@@ -62,7 +53,6 @@ class Inputs:
                     name, digest = orjson.loads(line)
                     self._noted(hash(name), int(digest, 16))
         self._swept = self._mark
-        store.gathers.append(self._tell)
 
     def _noted(self, found: int, now: int) -> int | None:
         """The digest that the name came with first, None where it is new; this one where it was noted already."""
@@ -79,25 +69,24 @@ class Inputs:
             self._reported.add((found, now))
         return before
 
-    def _tell(self) -> None:
-        """Once for all of a turn, which knows each of its calls' digest then."""
-        seen, self.seen = self.seen, []
-        known, fresh = self._known, []
-        for call in seen:
-            job = call.job
-            call.digest = digest = job.digest
-            digest = digest[:_DIGITS]
-            name = f"{job.tenant or ''}\0{job.task}\0{job.id}\0{job.round}"
-            found, now = hash(name), int(digest, 16)
-            slot = 2 * (found & (_SLOTS - 1))
-            if known[slot] != found:
-                known[slot], known[slot + 1] = found, now
-                fresh.append((name, digest))
-            elif known[slot + 1] != now:
-                before = self._noted(found, now)
-                if before is not None and before != now:
-                    fresh.append((name, digest))
-                    self._reused(job, f"{before:0{_DIGITS}x}", digest)
+    def saw(self, job: Job, digest: str) -> None:
+        """Notes a job and its input's digest, and tells of it where the id came with another one."""
+        digest = digest[:_DIGITS]
+        name = f"{job.tenant or ''}\0{job.task}\0{job.id}\0{job.round}"
+        found, now = hash(name), int(digest, 16)
+        known, slot = self._known, 2 * (found & (_SLOTS - 1))
+        if known[slot] != found:
+            known[slot], known[slot + 1] = found, now
+            self._fresh.append((name, digest))
+        elif known[slot + 1] != now:
+            before = self._noted(found, now)
+            if before is not None and before != now:
+                self._fresh.append((name, digest))
+                self._reused(job, f"{before:0{_DIGITS}x}", digest)
+
+    def tell(self) -> None:
+        """Puts what was seen on record, with the flush that gathers it."""
+        fresh, self._fresh = self._fresh, []
         if not fresh:
             return
         told = b"\n".join(map(orjson.dumps, fresh)) + b"\n"

@@ -9,19 +9,10 @@ import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Protocol
 
+from sluiceway.archive.keys import is_former
 from sluiceway.archive.reply import decode_replies, encode_replies
 from sluiceway.core.call import Reply
-
-_FORMER = 32  # characters of a reply's key in format 4
-
-
-class Named(Protocol):
-    """A call that got a reply."""
-
-    def named(self) -> str:
-        """The key that its reply lies under from now on."""
 
 
 class Replies:
@@ -29,7 +20,6 @@ class Replies:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self.fresh: list[tuple[Named, Reply]] = []  # to be held, their keys being made when they are needed
         self._kept: dict[str, Reply] = {}  # and not written yet
         self._held: dict[str, int] = {}  # written, and the rows that they are in
         self._left: Counter[int] = Counter()  # how many replies of a row are needed
@@ -39,7 +29,7 @@ class Replies:
             rows.append(row)
             self._next = row + 1
             self._held.update(dict.fromkeys(decode_replies(*columns) or (), row))
-        self.former = frozenset(key for key in self._held if len(key) == _FORMER)
+        self.former = any(map(is_former, self._held))
         self.strays = set(self._held)  # that belong to no job which is in flight now, as far as is known
         self._left.update(self._held.values())
         self._gone = [(row,) for row in rows if row not in self._left]  # rows of which none is needed
@@ -47,12 +37,12 @@ class Replies:
     @property
     def pending(self) -> int:
         """Replies to be written."""
-        return len(self.fresh) + len(self._kept)
+        return len(self._kept)
 
     @property
     def due(self) -> bool:
         """Whether there is something to write, or rows to delete."""
-        return bool(self.fresh or self._kept or self._gone)
+        return bool(self._kept or self._gone)
 
     def keep(self, key: str, reply: Reply) -> None:
         """Holds a reply until it is released or too old."""
@@ -60,19 +50,8 @@ class Replies:
             self.release([key])
         self._kept[key] = reply
 
-    def name(self) -> None:
-        """Puts all that is fresh under its key: for all of a turn together that is quick."""
-        fresh, self.fresh = self.fresh, []
-        for call, reply in fresh:
-            key = call.named()
-            if key in self._held:
-                self.release([key])
-            self._kept[key] = reply
-
     def held(self, key: str) -> Reply | None:
         """None where none is held. Raises sqlite3.Error."""
-        if self.fresh:
-            self.name()
         row = self._held.get(key)
         if row is None:
             return self._kept.get(key)
@@ -95,7 +74,6 @@ class Replies:
 
     def write(self, now: float) -> int:
         """The bytes of the row. What can't be written is held no more."""
-        self.name()
         kept, self._kept = self._kept, {}
         gone, self._gone = self._gone, []
         size = 0

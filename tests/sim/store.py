@@ -46,7 +46,7 @@ class SimStore(Store):
         if rows:
             self._read_to = rows[-1][0]
         self._on_file.read(row for _, row in rows)
-        return any(one[2] == call.job_id and one[4] == call.model.name for one in self._on_file.calls.values())
+        return any(one[0] == call.job_id and one[2] == call.model.name for one in self._on_file.calls.values())
 
     def close(self) -> None:
         if not self._dead:

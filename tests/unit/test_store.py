@@ -136,6 +136,9 @@ async def test_a_store_of_a_former_format_is_read(tmp_path: Path, format_: int) 
         ("turns", b'[["t","1","g",["jobs",0,1,1.5],0,1000.0]]'),
         ("turns", b'[["t",1,"g",["jobs",0,1],0,1000.0]]'),
         ("turns", b'[["s",1,"j1"]]'),
+        ("turns", b'[["T",1000.0,"g","jobs",0,1,0,1]]'),
+        ("turns", b'[["T",1000.0,"g","jobs",0,"1",0,1,1.5]]'),
+        ("turns", b'[["S",1000.0,"t","cheap",1]]'),
         ("turns", b'[["d",[]]]'),
     ],
 )

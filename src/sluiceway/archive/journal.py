@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 
 from sluiceway.archive.flight import FLOWN
 from sluiceway.archive.inputs import Inputs, OnReused
-from sluiceway.archive.keys import former_keys_of, key_of
+from sluiceway.archive.keys import former_key_of, key_of
 from sluiceway.archive.store import Store
 from sluiceway.archive.turns import Flown
 from sluiceway.core import ledger
@@ -35,12 +35,13 @@ class Entry:
     def look(self) -> None:
         """Finds the reply."""
         replies = self._store.replies
-        self.key = key_of(self.job, self.call, self.job.digest)
-        for key in self.key, *(former_keys_of(self.job, self.call) if replies.former else ()):
+        key = self.key = key_of(self.job, self.call, self.job.digest)
+        self.reply = replies.held(key)
+        if self.reply is None and replies.former:
+            key = former_key_of(self.job, self.call)
             self.reply = replies.held(key)
-            if self.reply is not None:
-                self._has(key)
-                return
+        if self.reply is not None:
+            self._has(key)
 
     def _has(self, key: str) -> None:
         """The reply of that key goes when a commit covers the job."""

@@ -31,7 +31,7 @@ from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug, InputError
 
 _SLOTS = 256
-_TOLD_AGAIN = (2_000, 8 << 20)  # rows, or bytes, of the log after which what is live is told again
+_TOLD_AGAIN = (2_000, 1 << 20)  # rows, or bytes, of the log after which what is live is told again
 _PRUNED = 20_000  # things written between two looks at the bounds
 _FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
 _FOLDED = 4 << 20  # bytes of rows between two times that SQLite's log goes into the file
@@ -90,7 +90,7 @@ class Store:
             with self.transaction() as db:
                 self.live.read(row for (row,) in db.execute("SELECT told FROM turns ORDER BY id"))
                 self.replies = Replies(db)
-                self.lost = tuple(LostCall(*call[2:]) for call in self.live.calls.values())
+                self.lost = tuple(LostCall(*call) for call in self.live.calls.values())
                 self.live.calls.clear()
                 self.died_alone = self.live.only()
                 self._tell_again(db)

@@ -60,7 +60,7 @@ ALTER TABLE replies ADD COLUMN numbers BLOB;
 PRAGMA user_version = 5;
 COMMIT;
 """
-# In format 5 the keys of replies were others (`archive/keys.py`).
+# In format 5 the log said each job and each call by itself (`archive/turns.py`).
 _TO_6 = "PRAGMA user_version = 6;"
 _UPGRADES = {**dict.fromkeys(range(4), (_TO_4, _TO_5, _TO_6)), 4: (_TO_5, _TO_6), 5: (_TO_6,), FORMAT: ()}
 # What says something of the machine, and nothing of what is in the file.

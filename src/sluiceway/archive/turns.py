@@ -3,21 +3,25 @@
 A row is a JSON array of these, of a job in flight or of a call under way:
 
     ["b", number]                                a process takes its first job, which has that number
-    ["t", number, group, place, stage, at]       a job was taken; where from: [topic, partition, offset, timestamp]
+    ["T", at, group, topic, stage, job, ...]     jobs were taken; each is: number, partition, offset, timestamp
     ["p", number, ...]                           jobs are published
     ["d", number, ...]                           jobs need no memory any more
     ["l", number]                                jobs from this number on that still run ended with their process
-    ["s", number, job_id, task, model, at]       a call is made
+    ["S", at, task, model, call, ...]            calls are made; each is: number, job_id
     ["e", number, ...]                           calls came back
 
-What is live is held in memory, and told again from time to time: all rows before that are of no use then. In format 4
-a place was one text with spaces between, its timestamp in milliseconds, and a published job's stage was 2.
+What is live is held in memory, and told again from time to time: all rows before that are of no use then.
+
+Up to format 5 each job and each call was an array of its own: ["t", number, group, place, stage, at], and
+["s", number, job_id, task, model, at]. A place was [topic, partition, offset, timestamp]; in format 4 one text with
+spaces between, its timestamp in milliseconds, and a published job's stage was 2. Of such a text "t" is written still.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from typing import Any, Protocol
 
 import orjson
@@ -28,7 +32,8 @@ from sluiceway.core.call import Call
 from sluiceway.core.job import Job
 
 Place = tuple[str, int, int, float]
-Told = tuple[str, int, str, str, str, float]
+Told = tuple[str, str, str, float]
+"""A call: the job's id, its task, the model, and when it was told."""
 
 
 class Flown:
@@ -68,10 +73,14 @@ class Live:
                 for item in orjson.loads(row):
                     self._read(*item)
 
-    def _read(self, what: str, number: int, *rest: Any) -> None:
+    def _read(self, what: str, number: Any, *rest: Any) -> None:
         match what:
             case "b":
                 self.first = int(number)
+            case "T":
+                group, topic, stage, *jobs = rest
+                for one, *place in zip(*[iter(jobs)] * 4, strict=True):
+                    self._took(one, group, [topic, *place], stage, number)
             case "t":
                 self._took(number, *rest)
             case "p":
@@ -82,9 +91,13 @@ class Live:
                 self.drop((number, *rest))
             case "l":
                 self.land(number)
+            case "S":
+                task, model, *calls = rest
+                for one, job_id in zip(*[iter(calls)] * 2, strict=True):
+                    self.calls[int(one)] = job_id, task, model, float(number)
             case "s":
                 job_id, task, model, at = rest
-                self.calls[number] = ("s", number, job_id, task, model, float(at))
+                self.calls[number] = job_id, task, model, float(at)
             case "e":
                 for one in (number, *rest):
                     self.calls.pop(one, None)
@@ -114,7 +127,7 @@ class Live:
     def forget(self, before: float) -> None:
         """What is older than that."""
         self.drop([number for number, job in self.jobs.items() if job.at < before])
-        self.calls = {number: call for number, call in self.calls.items() if call[5] >= before}
+        self.calls = {number: call for number, call in self.calls.items() if call[3] >= before}
 
     def only(self) -> int | None:
         """The number of the job that ran when the last process died, None where it was not one alone."""
@@ -123,8 +136,27 @@ class Live:
 
     def told(self) -> bytes:
         """A row that says all of it."""
-        jobs = [("t", job.number, job.group, job.place, job.stage, job.at) for job in self.jobs.values()]
-        return orjson.dumps([("b", self.first), *jobs, *self.calls.values()])
+        calls = sorted(self.calls.items(), key=lambda call: call[1][1:])
+        told = [("b", self.first), *taken(self.jobs.values())]
+        for (task, model, at), each in groupby(calls, key=lambda call: call[1][1:]):
+            told.append(("S", at, task, model, *chain.from_iterable([(number, call[0]) for number, call in each])))
+        return orjson.dumps(told)
+
+
+def taken(jobs: Iterable[Flown]) -> Iterator[Sequence[Any]]:
+    """What the log says of them."""
+    rows: dict[tuple[float, str, str, int], list[Any]] = {}
+    for job in jobs:
+        place = job.place
+        if isinstance(place, str):
+            yield "t", job.number, job.group, place, job.stage, job.at
+            continue
+        what = job.at, job.group, place[0], job.stage
+        row = rows.get(what)
+        if row is None:
+            row = rows[what] = ["T", *what]
+        row += job.number, place[1], place[2], place[3]
+    yield from rows.values()
 
 
 class Made(Protocol):
@@ -157,10 +189,10 @@ class Turn:
         kinds = self.taken, self.called, self.published, self.answered, self.forgotten
         return sum([len(kind) for kind in kinds]) + self.landed
 
-    def told(self, now: float) -> list[tuple[Any, ...]]:
+    def told(self, now: float) -> list[Sequence[Any]]:
         """For the log, in the order in which it is said of one number. From now on that is live, or is no more."""
         live = self._live
-        told: list[tuple[Any, ...]] = []
+        told: list[Sequence[Any]] = []
         if self.taken:
             if live.first != self._first:
                 live.first = self._first
@@ -168,12 +200,18 @@ class Turn:
             for number, job in enumerate(self.taken, live.highest + 1):
                 job.number, job.at = number, now
                 live.jobs[number] = job
-                told.append(("t", number, job.group, job.place, job.stage, now))
+            told += taken(self.taken)
             live.highest += len(self.taken)
+        rows: dict[tuple[str, str], list[Any]] = {}
         for number, made in enumerate(self.called, self._calls + 1):
             made.number = number
-            call = live.calls[number] = ("s", number, made.job.id, made.job.task, made.call.model.name, now)
-            told.append(call)
+            what = made.job.task, made.call.model.name
+            live.calls[number] = (made.job.id, *what, now)
+            row = rows.get(what)
+            if row is None:
+                row = rows[what] = ["S", now, *what]
+            row += number, made.job.id
+        told += rows.values()
         self._calls += len(self.called)
         if self.published:  # of a job that was too old to be kept it says nothing
             told.append(("p", *[job.number for job in self.published]))

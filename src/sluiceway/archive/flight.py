@@ -118,29 +118,32 @@ class StoreFlight:
 
         Also for a record that was not taken: one that `was_published`, or a condemned one whose dead letter is acked.
         """
-        store, place = self._store, (record.topic, record.partition, record.offset, record.timestamp)
+        store, turn = self._store, self._turn
+        place = record.topic, record.partition, record.offset, record.timestamp
         job = self._running.pop(place, None)
-        uncovered = self._uncovered[record.topic, record.partition]
         if not store.due:
             store.soon()
-        if self._published or self._deaths:
-            key = self._key(place)
-            if self._deaths.pop(key, None) is not None:
-                self._forgives.append((key,))
-            for left in self._published.get(key, ()):
-                left.place = place
-                uncovered.append(left)
-            if job is None and key in self._published:
-                return
+        if (self._published or self._deaths) and self._settled_before(place) and job is None:
+            return
         if job is None:
             job = Flown(self._group, place, _PUBLISHED)
-            self._turn.taken.append(job)
+            turn.taken.append(job)
         job.stage = _PUBLISHED
-        self._turn.published.append(job)
+        turn.published.append(job)
         if job.calls:
-            self._turn.answered += job.calls
-        uncovered.append(job)
-        self._own.add(job.place)
+            turn.answered += job.calls
+        self._uncovered[place[:2]].append(job)
+        self._own.add(place)
+
+    def _settled_before(self, place: Place) -> bool:
+        """Forgives its deaths. True if an earlier run published it: that needs no memory once a commit covers it."""
+        key = self._key(place)
+        if self._deaths.pop(key, None) is not None:
+            self._forgives.append((key,))
+        for job in self._published.get(key, ()):
+            job.place = place
+            self._uncovered[place[:2]].append(job)
+        return key in self._published
 
     def drop(self, record: Record) -> None:
         """It ended with nothing of it counting (an ended epoch, a stop)."""

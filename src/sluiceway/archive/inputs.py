@@ -20,7 +20,6 @@ OnReused = Callable[[Job, str, str], None]
 """Told of a job whose id came before with another input: the digests of that input and of this one, 12 hex digits."""
 
 _SLOTS = 1 << 17
-_MARK = "\x7f"  # between the parts of a name: one byte in JSON
 _DIGITS = 12
 _ROOM = 16 << 20  # bytes of the file, at most an eighth of it
 _STEPS = 64  # what is told is followed by sweeps, each of this part of the room
@@ -52,7 +51,7 @@ class Inputs:
                 self._mark = mark + len(told)
                 for line in told.splitlines():
                     name, digest = orjson.loads(line)
-                    self._noted(hash(name.replace("\0", _MARK)), int(digest, 16))  # which format 5 had between
+                    self._noted(hash(name.replace("\0", "\x7f")), int(digest, 16))  # which format 5 had between
         self._swept = self._mark
 
     def _noted(self, found: int, now: int) -> int | None:
@@ -73,11 +72,12 @@ class Inputs:
     def saw(self, job: Job, digest: str) -> None:
         """Notes a job and its input's digest, and tells of it where the id came with another one."""
         digest = digest[:_DIGITS]
-        name = f"{job.tenant or ''}{_MARK}{job.task}{_MARK}{job.id}{_MARK}{job.round}"
+        name = f"{job.tenant or ''}\x7f{job.task}\x7f{job.id}\x7f{job.round}"
         found, now = hash(name), int(digest, 16)
         known, slot = self._known, 2 * (found & (_SLOTS - 1))
         if known[slot] != found:
-            known[slot], known[slot + 1] = found, now
+            known[slot] = found
+            known[slot + 1] = now
             self._fresh.append((name, digest))
         elif known[slot + 1] != now:
             before = self._noted(found, now)

@@ -65,10 +65,12 @@ class Entry:
         """
         store, flown = self._store, self._flown
         if isinstance(event, Reply) and self.call.clearance <= store.bounds.clearance:
-            if not self.key:
-                self.key = key_of(self.job, self.call, self.job.digest)
-            store.replies.keep(self.key, event)
-            self._has(self.key)
+            key = self.key or key_of(self.job, self.call, self.job.digest)
+            store.replies.keep(key, event)
+            if flown is not None and not flown.replies:
+                flown.replies = (key,)
+            else:
+                self._has(key)
             store.turn.answered.append(self.number)
         elif flown is None or not _billed(event):
             store.turn.answered.append(self.number)
@@ -111,15 +113,16 @@ class Journal:
         Then that is near at hand, for all of the turn's jobs in one loop.
         """
         fresh, self._fresh = self._fresh, []
+        inputs = self._inputs
         for entry in fresh:
             job = entry.job
             digest = job.digest
-            if self._inputs is not None:
-                self._inputs.saw(job, digest)
+            if inputs is not None:
+                inputs.saw(job, digest)
             if not entry.key:
                 entry.key = key_of(job, entry.call, digest)
-        if self._inputs is not None and fresh:
-            self._inputs.tell()
+        if inputs is not None:
+            inputs.tell()
 
 
 def _billed(event: Reply | Failure) -> bool:

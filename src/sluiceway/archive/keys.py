@@ -19,21 +19,25 @@ _MOST = 256
 
 def key_of(job: Job, call: Call, digest: str) -> str:
     """Of the same record's same call: a copy published again, or a record of a topic made anew, is another call."""
-    request, model = call.request, call.model
-    known = _ASKED.get((id(model), request.system))
-    if known is None:
-        urls = [endpoint.base_url for endpoint in model.endpoints]
-        asked = "\0".join([model.name, model.model, *urls, request.system])
-        if len(_ASKED) >= _MOST:
-            _ASKED.clear()
-        known = _ASKED[id(model), request.system] = (model, hashlib.sha256(asked.encode("utf-8", "surrogatepass")))
+    request = call.request
+    whole = (_ASKED.get((id(call.model), request.system)) or _asked(call))[1].copy()
     told = (
         f"\0{job.origin}\0{round(job.published_at * 1000)}\0{job.tenant or ''}\0{job.task}\0{job.id}\0{job.round}"
         f"\0{digest}\0{call.draw}\0{request.user}"
     )
-    whole = known[1].copy()
     whole.update(told.encode("utf-8", "surrogatepass"))
-    return whole.hexdigest()[:40]
+    key: str = whole.hexdigest()[:40]
+    return key
+
+
+def _asked(call: Call) -> tuple[Model, Any]:
+    model, system = call.model, call.request.system
+    urls = [endpoint.base_url for endpoint in model.endpoints]
+    asked = "\0".join([model.name, model.model, *urls, system])
+    if len(_ASKED) >= _MOST:
+        _ASKED.clear()
+    known = _ASKED[id(model), system] = model, hashlib.sha256(asked.encode("utf-8", "surrogatepass"))
+    return known
 
 
 def is_former(key: str) -> bool:

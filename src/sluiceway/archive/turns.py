@@ -20,7 +20,7 @@ spaces between, its timestamp in milliseconds, and a published job's stage was 2
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, groupby
 from typing import Any, Protocol
 
@@ -143,20 +143,22 @@ class Live:
         return orjson.dumps(told)
 
 
-def taken(jobs: Iterable[Flown]) -> Iterator[Sequence[Any]]:
-    """What the log says of them."""
-    rows: dict[tuple[float, str, str, int], list[Any]] = {}
+def taken(jobs: Iterable[Flown]) -> list[Sequence[Any]]:
+    """What the log says of them: those that follow one another share a row as far as they are alike."""
+    told: list[Sequence[Any]] = []
+    at, group, topic, stage = -1.0, "", "", -1
+    row: list[Any] = []
     for job in jobs:
         place = job.place
         if isinstance(place, str):
-            yield "t", job.number, job.group, place, job.stage, job.at
+            told.append(("t", job.number, job.group, place, job.stage, job.at))
             continue
-        what = job.at, job.group, place[0], job.stage
-        row = rows.get(what)
-        if row is None:
-            row = rows[what] = ["T", *what]
+        if job.at != at or place[0] != topic or job.stage != stage or job.group != group:
+            at, group, topic, stage = job.at, job.group, place[0], job.stage
+            row = ["T", at, group, topic, stage]
+            told.append(row)
         row += job.number, place[1], place[2], place[3]
-    yield from rows.values()
+    return told
 
 
 class Made(Protocol):
@@ -197,21 +199,22 @@ class Turn:
             if live.first != self._first:
                 live.first = self._first
                 told.append(("b", self._first))
-            for number, job in enumerate(self.taken, live.highest + 1):
-                job.number, job.at = number, now
-                live.jobs[number] = job
+            for number, flown in enumerate(self.taken, live.highest + 1):
+                flown.number, flown.at = number, now
+                live.jobs[number] = flown
             told += taken(self.taken)
             live.highest += len(self.taken)
-        rows: dict[tuple[str, str], list[Any]] = {}
+        task = model = None
+        row: list[Any] = []
         for number, made in enumerate(self.called, self._calls + 1):
             made.number = number
-            what = made.job.task, made.call.model.name
-            live.calls[number] = (made.job.id, *what, now)
-            row = rows.get(what)
-            if row is None:
-                row = rows[what] = ["S", now, *what]
-            row += number, made.job.id
-        told += rows.values()
+            job, name = made.job, made.call.model.name
+            if job.task != task or name != model:
+                task, model = job.task, name
+                row = ["S", now, task, model]
+                told.append(row)
+            row += number, job.id
+            live.calls[number] = job.id, task, model, now
         self._calls += len(self.called)
         if self.published:  # of a job that was too old to be kept it says nothing
             told.append(("p", *[job.number for job in self.published]))

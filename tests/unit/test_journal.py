@@ -199,6 +199,24 @@ async def test_what_a_job_in_flight_was_answered_is_found_by_whoever_may_ask_aga
     store.close()
 
 
+async def test_a_reply_that_comes_after_its_job_was_dropped_is_found(tmp_path: Path) -> None:
+    """The job comes back while nothing else is held, and asks for the first time."""
+    store = a_store(tmp_path)
+    flight, journal = StoreFlight(store, "g"), Journal(store)
+    job = dataclasses.replace(a_job(), published_at=a_record().timestamp)
+    flight.take(a_record(), alone=False)
+    flight.begin(a_record())
+    entry = journal.entry(job, a_call())
+    assert entry is not None
+    await entry.started()
+    flight.drop(a_record())
+    entry.ended(REPLY)
+    flight.take(a_record(), alone=False)
+    flight.begin(a_record())
+    assert held(store, job, a_call()) == REPLY
+    store.close()
+
+
 async def test_the_replies_of_a_turn_come_back_each_as_it_was(tmp_path: Path) -> None:
     """With and without tokens and alternatives, in one row; one released before it was written is not in it."""
     top = ((b"\x00", -1.5), (b"", -200.0), (b"long" * 100, -0.0))

@@ -161,10 +161,10 @@ class StoreFlight:
             self._store.soon()
 
     def _forsake(self, job: Flown) -> None:
-        """It runs no more and is not published: its replies are for whoever it comes back as."""
+        """It may come back as another, who is to find its replies, and those that are still to come."""
         self._turn.forgotten.append(job)
-        if job.asked:
-            self._store.replies.strays.update(job.replies)
+        job.forsaken = True
+        self._store.replies.strays.update(job.replies)
 
     # -- commits ------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 Two publishers that share ids, or one that changes a job without a new id, so come to light; both copies run. A job is
 its tenant, task, id and round: what a redrive runs again is another. Known are about the last hundred thousand jobs
 that called a model, in a table of fixed size in memory, and in the store's file for the next process: a row for each
-turn of the loop, whose `told` has a JSON line for each job, [name, digest]; `id` counts the bytes ever told.
+turn of the loop, whose `told` has a JSON line for each job, [name, digest]; `id` counts the bytes ever told. The parts
+of a name have a \\x7f between them, which is one byte in JSON; up to format 5 it was \\0, which is six.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Inputs:
                 self._mark = mark + len(told)
                 for line in told.splitlines():
                     name, digest = orjson.loads(line)
-                    self._noted(hash(name.replace("\0", "\x7f")), int(digest, 16))  # which format 5 had between
+                    self._noted(hash(name.replace("\0", "\x7f")), int(digest, 16))
         self._swept = self._mark
 
     def _noted(self, found: int, now: int) -> int | None:

@@ -46,7 +46,7 @@ class Entry:
     def _has(self, key: str) -> None:
         """The reply of that key goes when a commit covers the job."""
         flown = self._flown
-        if flown is None:
+        if flown is None or flown.forsaken:
             self._store.replies.strays.add(key)
         elif key not in flown.replies:
             flown.replies += (key,)
@@ -67,10 +67,7 @@ class Entry:
         if isinstance(event, Reply) and self.call.clearance <= store.bounds.clearance:
             key = self.key or key_of(self.job, self.call, self.job.digest)
             store.replies.keep(key, event)
-            if flown is not None and not flown.replies:
-                flown.replies = (key,)
-            else:
-                self._has(key)
+            self._has(key)
             store.turn.answered.append(self.number)
         elif flown is None or not _billed(event):
             store.turn.answered.append(self.number)
@@ -93,12 +90,15 @@ class Journal:
 
     def entry(self, job: Job, call: Call) -> Entry | None:
         """What is known of this call; None for one that nobody pays for."""
-        store, flown = self._store, FLOWN.get()
+        store = self._store
+        if call.model.api not in _PAID:
+            if self._inputs is not None:
+                self._inputs.saw(job, job.digest)
+                store.soon()
+            return None
+        flown = FLOWN.get()
         entry = self.made(store, job, call, flown)
         self._fresh.append(entry)
-        if call.model.api not in _PAID:
-            store.soon()
-            return None
         # None is held for the first call of a job that was published in the very record which is worked on, if all
         # that are held are those of other jobs in flight. One that a role handed over may come in two records.
         if flown is None or flown.asked or store.replies.strays or flown.place[3] != job.published_at:

@@ -40,10 +40,10 @@ class Flown:
     """A job that was taken: its role's group, where it is from, how far it has come, and its number once it is told.
 
     It `asked` a model, or is about to. `replies` are the keys of those that are kept for it, `calls` those of which its
-    trail alone tells.
+    trail alone tells. Once it is `forsaken` it runs no more and is not published: its replies are whosever asks next.
     """
 
-    __slots__ = ("asked", "at", "calls", "group", "known", "number", "place", "replies", "stage")
+    __slots__ = ("asked", "at", "calls", "forsaken", "group", "known", "number", "place", "replies", "stage")
 
     def __init__(self, group: str, place: Place, stage: int) -> None:
         self.number = 0
@@ -51,7 +51,7 @@ class Flown:
         self.place = place  # of a job of a former run it may be the text that format 4 had
         self.stage = stage
         self.at = 0.0  # when it was told
-        self.asked = False
+        self.asked = self.forsaken = False
         self.replies: tuple[str, ...] = ()
         self.calls: tuple[int, ...] = ()
         self.known: bytes | None = None  # of an earlier run, which published it

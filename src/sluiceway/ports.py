@@ -87,7 +87,7 @@ class Entry(Protocol):
     def reply(self) -> Reply | None:
         """The one that this very call got before."""
 
-    async def started(self) -> None:
+    def started(self) -> Awaitable[None]:
         """Returns when it is on record that the call is made."""
 
     def ended(self, event: Reply | Failure) -> None:

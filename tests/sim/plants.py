@@ -182,10 +182,10 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (flight.StoreFlight, "was_published", "or (bool(self._published) and", "or (False and")
     ),
     "published_and_forgotten_at_once": _plant(
-        (flight.StoreFlight, "was_published", "return coordinates in self._own or", "return")
+        (flight.StoreFlight, "was_published", "return place in self._own or", "return")
     ),
     "memory_covered_by_an_earlier_commit": _plant(
-        (flight.StoreFlight, "cover", "offset >= commit.offset and", "False and"),
+        (flight.StoreFlight, "cover", "offset < commit.offset or", "True or"),
     ),
     "oversize_settles_unpublished": _plant((_J, "_acked", "if result is None:", "if True:")),
     # Work, runner, cascade.
@@ -241,8 +241,6 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (retrybudget.RetryBudget, "wait", "self._balance = min(", "return 0.0\n    self._balance = min(")
     ),
     "reply_paid_twice": _plant((runner.Runner, "_perform", "entry.reply is not None:", "False:")),
-    "call_not_on_record": _plant(
-        (journal.Entry, "started", "self._store.call(job.id, job.task, self._call.model.name)", "0")
-    ),
+    "call_not_on_record": _plant((journal.Entry, "started", "store.turn.called.append(self)", "pass")),
     "cache_reads_unpriced": _plant((ledger, "cost", "usage.input_cache_read", "0 * usage.input_cache_read")),
 }

@@ -6,29 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sluiceway.archive.journal import Entry, Journal
+from sluiceway.archive.keys import key_of
 from sluiceway.archive.store import Bounds, Store
 from sluiceway.archive.turns import Live
 from sluiceway.core.call import Call
-from sluiceway.core.job import Job
-
-
-class SimJournal(Journal):
-    """The journal of one process."""
-
-    def __init__(self, store: SimStore) -> None:
-        self._store = store
-
-    def entry(self, job: Job, call: Call) -> Entry | None:
-        return SimEntry(self._store, job, call, job.digest)
 
 
 class SimEntry(Entry):
     """Tells its store's `twice` of a call that is made though its reply is on file."""
 
     async def started(self) -> None:
-        if self._store.replies.held(self._key) is not None:
-            self._store.twice(f"{self._job.id} at {self._call.model.name}")
+        if self._store.replies.held(key_of(self.job, self.call, self.job.digest)) is not None:
+            assert isinstance(self._store, SimStore)
+            self._store.twice(f"{self.job.id} at {self.call.model.name}")
         await super().started()
+
+
+class SimJournal(Journal):
+    """The journal of one process."""
+
+    made = SimEntry
 
 
 class SimStore(Store):
@@ -49,7 +46,7 @@ class SimStore(Store):
         if rows:
             self._read_to = rows[-1][0]
         self._on_file.read(row for _, row in rows)
-        return any(one[2] == call.job_id and one[4] == call.model.name for one in self._on_file.calls.values())
+        return any(one[0] == call.job_id and one[2] == call.model.name for one in self._on_file.calls.values())
 
     def close(self) -> None:
         if not self._dead:

@@ -22,11 +22,13 @@ class Told(list[tuple[str, str, str]]):
     """What was told of, over one store."""
 
     def __init__(self, store: Store) -> None:
+        self._store = store
         self._journal = Journal(store, lambda job, before, now: self.append((job.id, before, now)))
 
     def see(self, *jobs: Job) -> Told:
         for job in jobs:
             self._journal.entry(job, a_call())
+        self._store.flush()  # as a turn of the loop ends
         return self
 
 

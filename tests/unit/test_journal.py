@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.stores import FAILED, REPLY, a_call, a_job, a_record, a_store, contents, held, pays
+from tests.support.stores import FAILED, REPLY, a_call, a_commit, a_job, a_record, a_store, contents, held, pays
 
 from sluiceway.archive.flight import StoreFlight
 from sluiceway.archive.journal import Journal
@@ -172,6 +172,51 @@ async def test_a_job_that_was_dropped_finds_its_replies_when_it_comes_back(tmp_p
     store.close()
 
 
+async def test_what_a_job_in_flight_was_answered_is_found_by_whoever_may_ask_again(tmp_path: Path) -> None:
+    """Itself, for the same call; a second record of a job that was handed over; in the reply's own turn and later."""
+    store = a_store(tmp_path)
+    flight = StoreFlight(store, "g")
+    own = dataclasses.replace(a_job(), published_at=a_record().timestamp)
+    for job, records in ((own, [a_record(1)] * 2), (a_job("j2"), [a_record(2), a_record(3)])):
+        for record in dict.fromkeys(records):
+            flight.take(record, alone=False)
+        for flushed in (False, True):
+            for number, record in enumerate(records):
+                if number == 0 and not flushed:
+                    flight.begin(record)
+                    await pays(store, job, a_call(), REPLY)
+                else:
+                    flight.begin(record)
+                    assert held(store, job, a_call()) == REPLY
+            await store.written()
+    assert not store.replies.strays
+    for offset in (1, 2, 3):
+        flight.publish(a_record(offset))
+    flight.cover(a_commit(4))
+    for job in (own, a_job("j2")):
+        flight.begin(a_record(9))
+        assert held(store, job, a_call()) is None
+    store.close()
+
+
+async def test_a_reply_that_comes_after_its_job_was_dropped_is_found(tmp_path: Path) -> None:
+    """The job comes back while nothing else is held, and asks for the first time."""
+    store = a_store(tmp_path)
+    flight, journal = StoreFlight(store, "g"), Journal(store)
+    job = dataclasses.replace(a_job(), published_at=a_record().timestamp)
+    flight.take(a_record(), alone=False)
+    flight.begin(a_record())
+    entry = journal.entry(job, a_call())
+    assert entry is not None
+    await entry.started()
+    flight.drop(a_record())
+    entry.ended(REPLY)
+    flight.take(a_record(), alone=False)
+    flight.begin(a_record())
+    assert held(store, job, a_call()) == REPLY
+    store.close()
+
+
 async def test_the_replies_of_a_turn_come_back_each_as_it_was(tmp_path: Path) -> None:
     """With and without tokens and alternatives, in one row; one released before it was written is not in it."""
     top = ((b"\x00", -1.5), (b"", -200.0), (b"long" * 100, -0.0))
@@ -185,7 +230,7 @@ async def test_the_replies_of_a_turn_come_back_each_as_it_was(tmp_path: Path) ->
     store = a_store(tmp_path)
     for key, reply in {**replies, "released": REPLY}.items():
         store.replies.keep(key, reply)
-    store.replies.release("released")
+    store.replies.release(["released"])
     store.close()
     again = a_store(tmp_path)
     for key, reply in replies.items():
@@ -223,6 +268,6 @@ async def test_two_replies_to_one_call_in_a_turn_are_one(tmp_path: Path) -> None
     store.replies.keep("ab", third)
     store.flush()
     assert store.replies.held("ab") == third
-    store.replies.release("ab", "ab")
+    store.replies.release(["ab", "ab"])
     assert store.replies.held("ab") is None
     store.close()

@@ -9,11 +9,25 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.stores import REPLY, Time, a_call, a_job, a_record, a_store, contents, dead, held, pays
+from tests.support.stores import (
+    FAILED,
+    REPLY,
+    Time,
+    a_call,
+    a_commit,
+    a_job,
+    a_record,
+    a_store,
+    contents,
+    dead,
+    held,
+    pays,
+)
 
 from sluiceway.archive.flight import StoreFlight
+from sluiceway.archive.journal import Journal
 from sluiceway.archive.store import Bounds, open_store
-from sluiceway.archive.tables import FORMAT
+from sluiceway.archive.tables import FORMAT, Stage
 from sluiceway.core.call import Reply, Usage
 from sluiceway.core.errors import Bug, InputError
 from sluiceway.core.held import Commit, Partition
@@ -76,13 +90,14 @@ async def test_a_store_of_the_format_before_is_read(tmp_path: Path) -> None:
     assert not [name for name in contents(tmp_path) if name.endswith(".aside")]
 
 
-async def test_a_store_of_format_4_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format_", [4, 5])
+async def test_a_store_of_a_former_format_is_read(tmp_path: Path, format_: int) -> None:
     """Replies, lost calls and jobs in flight are there, under the new keys too, and go as new ones do.
 
-    The file was written by the code of commit 385bb51: j1 with its reply, j2 without one; of a group g the record at
-    offset 1 in flight alone, the one at offset 2 published.
+    The files were written by the code of commits 385bb51 and 136d291: j1 with its reply, j2 without one; of a group g
+    the record at offset 1 in flight alone, the one at offset 2 published. Format 5 has their inputs, too.
     """
-    (tmp_path / "store.db").write_bytes((FIXTURES / "store-format-4.db").read_bytes())
+    (tmp_path / "store.db").write_bytes((FIXTURES / f"store-format-{format_}.db").read_bytes())
     store = a_store(tmp_path)
     assert held(store, a_job(), a_call()) == REPLY
     assert held(store, a_job("j2"), a_call()) is None
@@ -90,8 +105,14 @@ async def test_a_store_of_format_4_is_read(tmp_path: Path) -> None:
     flight = StoreFlight(store, "g")
     assert flight.condemned(a_record(1))
     assert [flight.was_published(a_record(offset)) for offset in (1, 2)] == [False, True]
+    told: list[str] = []
+    if format_ > 4:
+        journal = Journal(store, lambda job, *_: told.append(job.id))
+        for job in (a_job(), a_job("j2", "other")):
+            journal.entry(job, a_call())
     flight.take(a_record(3), alone=False)
     await pays(store, a_job("j3"), a_call(), REPLY)
+    assert told == ["j2"] * (format_ > 4)
     store.close()
     again = a_store(tmp_path)
     assert held(again, a_job(), a_call()) == held(again, a_job("j3"), a_call()) == REPLY
@@ -115,6 +136,9 @@ async def test_a_store_of_format_4_is_read(tmp_path: Path) -> None:
         ("turns", b'[["t","1","g",["jobs",0,1,1.5],0,1000.0]]'),
         ("turns", b'[["t",1,"g",["jobs",0,1],0,1000.0]]'),
         ("turns", b'[["s",1,"j1"]]'),
+        ("turns", b'[["T",1000.0,"g","jobs",0,1,0,1]]'),
+        ("turns", b'[["T",1000.0,"g","jobs",0,"1",0,1,1.5]]'),
+        ("turns", b'[["S",1000.0,"t","cheap",1]]'),
         ("turns", b'[["d",[]]]'),
     ],
 )
@@ -244,27 +268,26 @@ async def test_what_is_live_is_told_again_and_the_log_stays_short(
     monkeypatch.setattr("sluiceway.archive.store._TOLD_AGAIN", bound)
     copied = tmp_path.with_name(f"{tmp_path.name}-copy")
     store = a_store(tmp_path)
-    lasting = [store.take("g", ("jobs", 0, 1, 0.001), 1), store.call("j1", "t", "cheap")]
+    flight = StoreFlight(store, "g")
+    flight.take(a_record(1), alone=True)
+    await pays(store, a_job(), a_call(), None)
     for offset in range(2, 50):
-        number = store.take("g", ("jobs", 0, offset, 0.001), 0)
-        call = store.call(f"j{offset}", "t", "cheap")
-        store.flush()
-        store.publish(number)
-        store.answered(call)
+        flight.take(a_record(offset), alone=False)
+        await pays(store, a_job(f"j{offset}"), a_call(), FAILED)
+        flight.publish(a_record(offset))
         store.flush()
         if offset < 49:
-            store.forget(number)
+            flight.cover(a_commit(1, *range(2, offset + 1)))
     store.flush()
     shutil.copytree(tmp_path, copied, ignore=shutil.ignore_patterns("lock"))
     store.close()
     with closing(sqlite3.connect(copied / "store.db")) as db:
         assert db.execute("SELECT count(*) FROM turns").fetchone()[0] <= 3
     again = a_store(copied)
-    assert [(job[1], job[3], job[4]) for job in again.live.jobs.values()] == [
-        (lasting[0], ("jobs", 0, 1, 0.001), 1),
-        (number, ("jobs", 0, 49, 0.001), 0),
+    assert [(job.number, job.place, job.stage) for job in again.live.jobs.values()] == [
+        (1, ("jobs", 0, 1, 1.5), Stage.ALONE),
+        (49, ("jobs", 0, 49, 1.5), Stage.PUBLISHED),
     ]
-    assert again.live.published == {number}
     assert [call.job_id for call in again.lost] == ["j1"]
     again.close()
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from contextvars import ContextVar
+from itertools import chain
 
 from sluiceway.archive.store import Store
 from sluiceway.archive.tables import Stage
-from sluiceway.archive.turns import Place
+from sluiceway.archive.turns import Flown, Place
 from sluiceway.core.held import Commit
 from sluiceway.core.offsets import decode_finished
 from sluiceway.ports import Record
@@ -27,25 +28,7 @@ _COUNT = (
     " SET deaths = deaths + 1, alone = max(alone, excluded.alone), at = excluded.at"
 )
 _FORGIVE = "DELETE FROM deaths WHERE key = ?"
-
-Coordinates = tuple[str, int, int, float]
-
-
-class Flown:
-    """A job that was taken: its number in the log, the keys of the replies that are kept for it, and its calls of which
-    only its trail tells.
-    """
-
-    __slots__ = ("alone", "calls", "coordinates", "known", "number", "replies")
-
-    def __init__(self, number: int, coordinates: Coordinates, *, alone: bool = False) -> None:
-        self.number = number
-        self.coordinates = coordinates
-        self.alone = alone
-        self.replies: tuple[str, ...] = ()
-        self.calls: tuple[int, ...] = ()
-        self.known: bytes | None = None  # of an earlier run, which published it
-
+_RUNNING, _ALONE, _PUBLISHED = map(int, Stage)
 
 FLOWN: ContextVar[Flown | None] = ContextVar("flown", default=None)
 """The job that the present task works on."""
@@ -58,27 +41,29 @@ class StoreFlight:
         self._store = store
         self._group = group
         self._counts, self._forgives = store.batch(_COUNT), store.batch(_FORGIVE)
-        self._running: dict[Coordinates, Flown] = {}
+        self._running: dict[Place, Flown] = {}
         self._uncovered: defaultdict[tuple[str, int], list[Flown]] = defaultdict(list)
-        self._own: set[Coordinates] = set()  # published in this run, and uncovered
+        self._own: set[Place] = set()  # published in this run, and uncovered
+        self._turn = store.turn
         self._published, self._deaths = self._left_over()
         store.pruned.append(self._forget)
 
-    def _left_over(self) -> tuple[dict[bytes, list[int]], dict[bytes, tuple[int, bool]]]:
-        """What earlier runs published, as key -> numbers, and how often which job died, the last death included."""
+    def _left_over(self) -> tuple[dict[bytes, list[Flown]], dict[bytes, tuple[int, bool]]]:
+        """What earlier runs published, by key, and how often which job died, the last death included."""
         store = self._store
-        published: dict[bytes, list[int]] = {}
+        published: dict[bytes, list[Flown]] = {}
         died = []
-        for _, number, group, place, stage, _ in list(store.live.jobs.values()):
-            if group != self._group:
+        for job in store.live.jobs.values():
+            if job.group != self._group:
                 continue
-            if number in store.live.published:
-                published.setdefault(_key(group, place), []).append(number)
+            if job.stage == Stage.PUBLISHED:
+                job.known = self._key(job.place)
+                published.setdefault(job.known, []).append(job)
             else:
                 # Beside another job of its process nobody knows who killed it.
-                alone = stage == Stage.ALONE and number == store.died_alone
-                died.append((_key(group, place), int(alone), store.now()))
-                store.forget(number)
+                alone = job.stage == Stage.ALONE and job.number == store.died_alone
+                died.append((self._key(job.place), int(alone), store.now()))
+                store.turn.forgotten.append(job)
         self._counts.extend(died)
         store.flush()
         with store.transaction() as db:
@@ -95,8 +80,8 @@ class StoreFlight:
         """
         if not self._own and not self._published:
             return False
-        coordinates = _coordinates(record)
-        return coordinates in self._own or (bool(self._published) and self._key(coordinates) in self._published)
+        place = record.topic, record.partition, record.offset, record.timestamp
+        return place in self._own or (bool(self._published) and self._key(place) in self._published)
 
     def suspect(self, record: Record) -> bool:
         """True if it was in flight at three deaths of a process: it is to run alone."""
@@ -107,64 +92,79 @@ class StoreFlight:
         return bool(self._deaths) and self._died(record)[1]
 
     def _died(self, record: Record) -> tuple[int, bool]:
-        return self._deaths.get(self._key(_coordinates(record)), (0, False))
+        return self._deaths.get(self._key(_place(record)), (0, False))
 
     # -- noting -------------------------------------------------------------------------------------------------
 
     def take(self, record: Record, *, alone: bool) -> None:
         """Puts on record, before a task that is made now has its first turn, that the job runs."""
-        coordinates = _coordinates(record)
-        before = self._running.get(coordinates)
-        if before is not None:  # taken again before anybody said what came of it
-            self._store.forget(before.number)
-        number = self._store.take(self._group, coordinates, Stage.ALONE if alone else Stage.RUNNING)
-        self._running[coordinates] = Flown(number, coordinates, alone=alone)
-        self._store.soon()
+        running, store = self._running, self._store
+        place = record.topic, record.partition, record.offset, record.timestamp
+        if place in running:  # taken again before anybody said what came of it
+            self._forsake(running[place])
+        job = running[place] = Flown(self._group, place, _ALONE if alone else _RUNNING)
+        self._turn.taken.append(job)
+        if not store.due:
+            store.soon()
 
     def begin(self, record: Record) -> None:
         """To be called in the task that works on it. Raises Bug when it could not be put on record that it runs."""
-        self._store.check()
-        FLOWN.set(self._running.get(_coordinates(record)))
+        if self._store.fault is not None:
+            self._store.check()
+        FLOWN.set(self._running.get((record.topic, record.partition, record.offset, record.timestamp)))
 
     def publish(self, record: Record) -> None:
         """Its outgoing record is acked, and a commit is still to come; nothing it died of before counts any more.
 
         Also for a record that was not taken: one that `was_published`, or a condemned one whose dead letter is acked.
         """
-        coordinates = _coordinates(record)
-        job = self._running.pop(coordinates, None)
-        key = self._key(coordinates) if self._published or self._deaths else None
-        uncovered = self._uncovered[record.topic, record.partition]
-        if key in self._published:
-            again = Flown(0, coordinates)
-            again.known = key
-            uncovered.append(again)
-        elif job is None:
-            job = Flown(self._store.take(self._group, coordinates, Stage.PUBLISHED), coordinates)
-        if job is not None:
-            self._store.publish(job.number)
-            if job.calls:
-                self._store.answered(*job.calls)
-            uncovered.append(job)
-            self._own.add(coordinates)
-        if key is not None and self._deaths.pop(key, None) is not None:
+        store, turn = self._store, self._turn
+        place = record.topic, record.partition, record.offset, record.timestamp
+        job = self._running.pop(place, None)
+        if not store.due:
+            store.soon()
+        if (self._published or self._deaths) and self._settled_before(place) and job is None:
+            return
+        if job is None:
+            job = Flown(self._group, place, _PUBLISHED)
+            turn.taken.append(job)
+        job.stage = _PUBLISHED
+        turn.published.append(job)
+        if job.calls:
+            turn.answered += job.calls
+        self._uncovered[place[:2]].append(job)
+        self._own.add(place)
+
+    def _settled_before(self, place: Place) -> bool:
+        """Forgives its deaths. True if an earlier run published it: that needs no memory once a commit covers it."""
+        key = self._key(place)
+        if self._deaths.pop(key, None) is not None:
             self._forgives.append((key,))
-        self._store.soon()
+        for job in self._published.get(key, ()):
+            job.place = place
+            self._uncovered[place[:2]].append(job)
+        return key in self._published
 
     def drop(self, record: Record) -> None:
         """It ended with nothing of it counting (an ended epoch, a stop)."""
-        job = self._running.pop(_coordinates(record), None)
+        job = self._running.pop(_place(record), None)
         if job is not None:
-            self._store.forget(job.number)
+            self._forsake(job)
             self._store.soon()
 
     def blame(self, record: Record) -> None:
         """Its work ended this process by a fault of ours: as good as a death, however orderly the stop is."""
-        job = self._running.pop(_coordinates(record), None)
+        job = self._running.pop(_place(record), None)
         if job is not None:
-            self._counts.append((self._key(job.coordinates), int(job.alone), self._store.now()))
-            self._store.forget(job.number)
+            self._counts.append((self._key(job.place), int(job.stage == Stage.ALONE), self._store.now()))
+            self._forsake(job)
             self._store.soon()
+
+    def _forsake(self, job: Flown) -> None:
+        """It may come back as another, who is to find its replies, and those that are still to come."""
+        self._turn.forgotten.append(job)
+        job.forsaken = True
+        self._store.replies.strays.update(job.replies)
 
     # -- commits ------------------------------------------------------------------------------------------------
 
@@ -177,53 +177,48 @@ class StoreFlight:
         if not uncovered:
             return
         finished = decode_finished(commit.offset, commit.metadata) or ()
+        done: list[Flown] = []
         left: list[Flown] = []
-        numbers: list[int] = []
-        replies: list[str] = []
         for job in uncovered:
-            offset = job.coordinates[2]
-            if offset >= commit.offset and not any(first <= offset < last for first, last in finished):
-                left.append(job)
-                continue
-            self._own.discard(job.coordinates)
-            if job.known is None:
-                numbers.append(job.number)
+            offset = job.place[2]
+            if offset < commit.offset or any(first <= offset < last for first, last in finished):
+                done.append(job)
             else:
-                numbers += self._published.pop(job.known, ())
-            replies += job.replies
+                left.append(job)
         if left:
             self._uncovered[commit.partition] = left
-        self._store.replies.release(*replies)
-        self._store.forget(*numbers)
+        self._own.difference_update([job.place for job in done])
+        if self._published:
+            for job in done:
+                if job.known is not None:
+                    self._published.pop(job.known, None)
+        self._store.replies.release([*chain.from_iterable([job.replies for job in done])])
+        self._turn.forgotten += done
         self._store.soon()
 
     def _forget(self) -> None:
         """What the store has forgotten for its age: a partition that is another worker's for good brings no commit."""
         jobs = self._store.live.jobs
-        published: dict[bytes, list[int]] = {}
-        for key, numbers in self._published.items():
-            if kept := [number for number in numbers if number in jobs]:
-                published[key] = kept
-        self._published = published
+        published = {key: [job for job in found if job.number in jobs] for key, found in self._published.items()}
+        self._published = {key: found for key, found in published.items() if found}
         for partition, uncovered in list(self._uncovered.items()):
-            left = [job for job in uncovered if job.number in jobs or job.known in published]
-            if left:
+            if left := [job for job in uncovered if job.number in jobs]:
                 self._uncovered[partition] = left
             else:
                 del self._uncovered[partition]
-        self._own &= {job.coordinates for left in self._uncovered.values() for job in left}
+        self._own &= {job.place for left in self._uncovered.values() for job in left}
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
-    def _key(self, coordinates: Coordinates) -> bytes:
-        return _key(self._group, coordinates)
+    def _key(self, place: Place) -> bytes:
+        return _key(self._group, place)
 
 
-def _coordinates(record: Record) -> Coordinates:
+def _place(record: Record) -> Place:
     return record.topic, record.partition, record.offset, record.timestamp
 
 
-def _key(group: str, place: Place) -> bytes:
+def _key(group: str, place: Place | str) -> bytes:
     """The timestamp counts in Kafka's own milliseconds.
 
     Where only the key is known, as of what format 3 had in flight, it is the place itself, in hex after a #.

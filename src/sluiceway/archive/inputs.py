@@ -3,7 +3,8 @@
 Two publishers that share ids, or one that changes a job without a new id, so come to light; both copies run. A job is
 its tenant, task, id and round: what a redrive runs again is another. Known are about the last hundred thousand jobs
 that called a model, in a table of fixed size in memory, and in the store's file for the next process: a row for each
-turn of the loop, whose `told` has a JSON line for each job, [name, digest]; `id` counts the bytes ever told.
+turn of the loop, whose `told` has a JSON line for each job, [name, digest]; `id` counts the bytes ever told. The parts
+of a name have a \\x7f between them, which is one byte in JSON; up to format 5 it was \\0, which is six.
 """
 
 from __future__ import annotations
@@ -51,26 +52,8 @@ class Inputs:
                 self._mark = mark + len(told)
                 for line in told.splitlines():
                     name, digest = orjson.loads(line)
-                    self._noted(hash(name), int(digest, 16))
+                    self._noted(hash(name.replace("\0", "\x7f")), int(digest, 16))
         self._swept = self._mark
-        store.gathers.append(self._tell)
-
-    def saw(self, job: Job, digest: str) -> None:
-        """Notes a job and its input's digest, and tells of it where the id came with another one."""
-        digest = digest[:_DIGITS]
-        name = f"{job.tenant or ''}\0{job.task}\0{job.id}\0{job.round}"
-        found, now = hash(name), int(digest, 16)
-        known, slot = self._known, 2 * (found & (_SLOTS - 1))
-        if known[slot] == found and known[slot + 1] == now:
-            return  # the usual case of a job's second call
-        before = self._noted(found, now)
-        if before == now:
-            return
-        if not self._fresh:
-            self._store.soon()
-        self._fresh.append((name, digest))
-        if before is not None:
-            self._reused(job, f"{before:0{_DIGITS}x}", digest)
 
     def _noted(self, found: int, now: int) -> int | None:
         """The digest that the name came with first, None where it is new; this one where it was noted already."""
@@ -87,11 +70,27 @@ class Inputs:
             self._reported.add((found, now))
         return before
 
-    def _tell(self) -> None:
-        """Once for all of a turn."""
-        if not self._fresh:
-            return
+    def saw(self, job: Job, digest: str) -> None:
+        """Notes a job and its input's digest, and tells of it where the id came with another one."""
+        digest = digest[:_DIGITS]
+        name = f"{job.tenant or ''}\x7f{job.task}\x7f{job.id}\x7f{job.round}"
+        found, now = hash(name), int(digest, 16)
+        known, slot = self._known, 2 * (found & (_SLOTS - 1))
+        if known[slot] != found:
+            known[slot] = found
+            known[slot + 1] = now
+            self._fresh.append((name, digest))
+        elif known[slot + 1] != now:
+            before = self._noted(found, now)
+            if before is not None and before != now:
+                self._fresh.append((name, digest))
+                self._reused(job, f"{before:0{_DIGITS}x}", digest)
+
+    def tell(self) -> None:
+        """Puts what was seen on record, with the flush that gathers it."""
         fresh, self._fresh = self._fresh, []
+        if not fresh:
+            return
         told = b"\n".join(map(orjson.dumps, fresh)) + b"\n"
         self._rows.append((self._mark, self._store.now(), told))
         self._mark += len(told)

@@ -2,61 +2,60 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
+from collections.abc import Awaitable
 
 from sluiceway.archive.flight import FLOWN
 from sluiceway.archive.inputs import Inputs, OnReused
+from sluiceway.archive.keys import former_key_of, key_of
 from sluiceway.archive.store import Store
+from sluiceway.archive.turns import Flown
 from sluiceway.core import ledger
 from sluiceway.core.call import Call, Failure, Reply, Usage
-from sluiceway.core.catalog import Api, Model
+from sluiceway.core.catalog import Api
 from sluiceway.core.job import Job
 
 _PAID = (Api.OPENAI, Api.ANTHROPIC)  # what answers in-process costs nothing to ask again
 
 
-class Journal:
-    """Implements `ports.Journal` over a `Store`. `reused` is told of ids that come with different inputs."""
-
-    def __init__(self, store: Store, reused: OnReused | None = None) -> None:
-        self._store = store
-        self._inputs = None if reused is None else Inputs(store, reused)
-
-    def entry(self, job: Job, call: Call) -> Entry | None:
-        """What is known of this call; None for one that nobody pays for."""
-        digest = job.digest
-        if self._inputs is not None:
-            self._inputs.saw(job, digest)
-        return Entry(self._store, job, call, digest) if call.model.api in _PAID else None
-
-
 class Entry:
     """Implements `ports.Entry`: one call, from before it is made to after it came back."""
 
-    __slots__ = ("_call", "_job", "_key", "_number", "_store", "reply")
+    __slots__ = ("_flown", "_store", "call", "job", "key", "number", "reply")
 
-    def __init__(self, store: Store, job: Job, call: Call, digest: str) -> None:
+    def __init__(self, store: Store, job: Job, call: Call, flown: Flown | None) -> None:
         self._store = store
-        self._job = job
-        self._call = call
-        self._key = key_of(job, call, digest)
-        self._number = 0
-        key = self._key
-        self.reply = store.replies.held(key)
-        if self.reply is None and store.replies.former:
-            key = former_key_of(job, call)
-            self.reply = store.replies.held(key)
+        self._flown = flown
+        self.job = job
+        self.call = call
+        self.key = ""  # under which its reply is held, once that is asked for or the turn is over
+        self.number = 0
+        self.reply: Reply | None = None
         """The one that this very call got before."""
-        flown = FLOWN.get()
-        if self.reply is not None and flown is not None and key not in flown.replies:
+
+    def look(self) -> None:
+        """Finds the reply."""
+        replies = self._store.replies
+        key = self.key = key_of(self.job, self.call, self.job.digest)
+        self.reply = replies.held(key)
+        if self.reply is None and replies.former:
+            key = former_key_of(self.job, self.call)
+            self.reply = replies.held(key)
+        if self.reply is not None:
+            self._has(key)
+
+    def _has(self, key: str) -> None:
+        """The reply of that key goes when a commit covers the job."""
+        flown = self._flown
+        if flown is None or flown.forsaken:
+            self._store.replies.strays.add(key)
+        elif key not in flown.replies:
             flown.replies += (key,)
 
-    async def started(self) -> None:
+    def started(self) -> Awaitable[None]:
         """Returns when it is on record that the call is made. Raises Bug when the store can't be written."""
-        job = self._job
-        self._number = self._store.call(job.id, job.task, self._call.model.name)
-        await self._store.written()
+        store = self._store
+        store.turn.called.append(self)
+        return store.written()
 
     def ended(self, event: Reply | Failure) -> None:
         """Puts on record, in a moment, what came of the call; its reply too, unless its data may not be kept.
@@ -64,65 +63,68 @@ class Entry:
         What may be billed and is not kept here stands in the job's trail alone: until that is published the call counts
         as one whose reply never came.
         """
-        store, flown = self._store, FLOWN.get()
-        keeps = isinstance(event, Reply) and self._call.clearance <= store.bounds.clearance
-        if isinstance(event, Reply) and keeps:
-            store.replies.keep(self._key, event)
-            if flown is not None:
-                flown.replies += (self._key,)
-        if flown is None or keeps or not _billed(event):
-            store.answered(self._number)
+        store, flown = self._store, self._flown
+        if isinstance(event, Reply) and self.call.clearance <= store.bounds.clearance:
+            key = self.key or key_of(self.job, self.call, self.job.digest)
+            store.replies.keep(key, event)
+            self._has(key)
+            store.turn.answered.append(self.number)
+        elif flown is None or not _billed(event):
+            store.turn.answered.append(self.number)
         else:
-            flown.calls += (self._number,)
-        store.soon()
+            flown.calls += (self.number,)
+        if not store.due:
+            store.soon()
+
+
+class Journal:
+    """Implements `ports.Journal` over a `Store`. `reused` is told of ids that come with different inputs."""
+
+    made = Entry
+
+    def __init__(self, store: Store, reused: OnReused | None = None) -> None:
+        self._store = store
+        self._inputs = None if reused is None else Inputs(store, reused)
+        self._fresh: list[Entry] = []
+        store.gathers.append(self._gather)
+
+    def entry(self, job: Job, call: Call) -> Entry | None:
+        """What is known of this call; None for one that nobody pays for."""
+        store = self._store
+        if call.model.api not in _PAID:
+            if self._inputs is not None:
+                self._inputs.saw(job, job.digest)
+                store.soon()
+            return None
+        flown = FLOWN.get()
+        entry = self.made(store, job, call, flown)
+        self._fresh.append(entry)
+        # None is held for the first call of a job that was published in the very record which is worked on, if all
+        # that are held are those of other jobs in flight. One that a role handed over may come in two records.
+        if flown is None or flown.asked or store.replies.strays or flown.place[3] != job.published_at:
+            entry.look()
+        if flown is not None:
+            flown.asked = True
+        return entry
+
+    def _gather(self) -> None:
+        """All that asks for a job's input and its place, at the end of the turn in which its call begins.
+
+        Then that is near at hand, for all of the turn's jobs in one loop.
+        """
+        fresh, self._fresh = self._fresh, []
+        inputs = self._inputs
+        for entry in fresh:
+            job = entry.job
+            digest = job.digest
+            if inputs is not None:
+                inputs.saw(job, digest)
+            if not entry.key:
+                entry.key = key_of(job, entry.call, digest)
+        if inputs is not None:
+            inputs.tell()
 
 
 def _billed(event: Reply | Failure) -> bool:
     """Whether the endpoint may want money for it."""
     return isinstance(event, Reply) or event.usage != Usage() or ledger.lost(event)
-
-
-_ASKED: dict[tuple[int, str], tuple[Model, Any]] = {}
-"""What is the same in the keys of many calls, hashed, by the model's id and the prompt's system part."""
-
-_MOST = 256
-
-
-def key_of(job: Job, call: Call, digest: str) -> str:
-    """Of the same record's same call: a copy published again, or a record of a topic made anew, is another call."""
-    request, model = call.request, call.model
-    known = _ASKED.get((id(model), request.system))
-    if known is None:
-        urls = [endpoint.base_url for endpoint in model.endpoints]
-        asked = "\0".join([model.name, model.model, *urls, request.system])
-        if len(_ASKED) >= _MOST:
-            _ASKED.clear()
-        known = _ASKED[id(model), request.system] = (model, hashlib.sha256(asked.encode("utf-8", "surrogatepass")))
-    told = (
-        f"\0{job.origin}\0{round(job.published_at * 1000)}\0{job.tenant or ''}\0{job.task}\0{job.id}\0{job.round}"
-        f"\0{digest}\0{call.draw}\0{request.user}"
-    )
-    whole = known[1].copy()
-    whole.update(told.encode("utf-8", "surrogatepass"))
-    return whole.hexdigest()[:40]
-
-
-def former_key_of(job: Job, call: Call) -> str:
-    """As format 4 had it."""
-    request, model = call.request, call.model
-    asked = (model.name, model.model, *[endpoint.base_url for endpoint in model.endpoints])
-    parts = (
-        job.origin,
-        repr(job.published_at),
-        *asked,
-        job.tenant or "",
-        job.task,
-        job.id,
-        str(job.round),
-        job.digest,
-        call.model.name,
-        request.system,
-        request.user,
-        str(call.draw),
-    )
-    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence
+from itertools import repeat
 
+from sluiceway.archive.keys import is_former
 from sluiceway.archive.reply import decode_replies, encode_replies
 from sluiceway.core.call import Reply
-
-_FORMER = 32  # characters of a reply's key in format 4
 
 
 class Replies:
@@ -28,7 +29,8 @@ class Replies:
             rows.append(row)
             self._next = row + 1
             self._held.update(dict.fromkeys(decode_replies(*columns) or (), row))
-        self.former = frozenset(key for key in self._held if len(key) == _FORMER)
+        self.former = any(map(is_former, self._held))
+        self.strays = set(self._held)  # that belong to no job which is in flight now, as far as is known
         self._left.update(self._held.values())
         self._gone = [(row,) for row in rows if row not in self._left]  # rows of which none is needed
 
@@ -45,7 +47,7 @@ class Replies:
     def keep(self, key: str, reply: Reply) -> None:
         """Holds a reply until it is released or too old."""
         if key in self._held:
-            self.release(key)
+            self.release([key])
         self._kept[key] = reply
 
     def held(self, key: str) -> Reply | None:
@@ -56,17 +58,18 @@ class Replies:
         found = self._db.execute("SELECT told, tokens, numbers FROM replies WHERE id = ?", (row,)).fetchone()
         return None if found is None else (decode_replies(*found) or {}).get(key)
 
-    def release(self, *keys: str) -> None:
+    def release(self, keys: Sequence[str]) -> None:
         """Nobody will ask for these any more."""
-        held, left = self._held, self._left
-        for key in keys:
-            row = held.pop(key, None)
-            if row is None:
-                self._kept.pop(key, None)
+        if self.strays:
+            self.strays.difference_update(keys)
+        for row, count in Counter(map(self._held.pop, keys, repeat(0))).items():
+            if not row:
+                for key in keys:
+                    self._kept.pop(key, None)
                 continue
-            left[row] -= 1
-            if not left[row]:
-                del left[row]
+            self._left[row] -= count
+            if not self._left[row]:
+                del self._left[row]
                 self._gone.append((row,))
 
     def write(self, now: float) -> int:
@@ -102,3 +105,4 @@ class Replies:
         if any(row < least for row in self._left):
             self._held = {key: row for key, row in self._held.items() if row >= least}
             self._left = Counter(self._held.values())
+            self.strays.intersection_update(self._held)

@@ -108,9 +108,11 @@ def _encoded(kept: Mapping[str, Reply]) -> tuple[bytes, bytes, bytes]:
             )
         )
     tokens = [*chain.from_iterable([reply.logprobs for reply in kept.values()])]
-    tops = [token[2] for token in tokens]
-    said: list[tuple[Any, ...]] = [*tokens, *chain.from_iterable(tops)]
-    texts, numbers = [one[0] for one in said], [one[1] for one in said]
+    texts, numbers, tops = zip(*tokens, strict=True) if tokens else ((), (), ())
+    others = [*chain.from_iterable(tops)]
+    if others:
+        words, likely = zip(*others, strict=True)
+        texts, numbers = texts + words, numbers + likely
     lengths = [*map(len, texts)]
     return (
         orjson.dumps((told, [*map(len, tops)], lengths)),

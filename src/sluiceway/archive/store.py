@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import sqlite3
 import types
@@ -27,12 +26,12 @@ import orjson
 from sluiceway.archive.lock import locked
 from sluiceway.archive.replies import Replies
 from sluiceway.archive.tables import opened
-from sluiceway.archive.turns import Call, Job, Live, Place
+from sluiceway.archive.turns import Live, Turn
 from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug, InputError
 
 _SLOTS = 256
-_TOLD_AGAIN = (2_000, 8 << 20)  # rows, or bytes, of the log after which what is live is told again
+_TOLD_AGAIN = (2_000, 1 << 20)  # rows, or bytes, of the log after which what is live is told again
 _PRUNED = 20_000  # things written between two looks at the bounds
 _FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
 _FOLDED = 4 << 20  # bytes of rows between two times that SQLite's log goes into the file
@@ -60,7 +59,8 @@ class Bounds:
 class Store:
     """`now` tells seconds since the epoch. Writes are gathered and go to the file once a turn of the event loop.
 
-    `transaction` and `batch` are for what keeps rows of its own in it.
+    What happens to jobs and calls is put into `turn`, and what came back into `replies`, with `soon`. `transaction` and
+    `batch` are for what keeps rows of its own in it.
     """
 
     def __init__(self, directory: Path, *, bounds: Bounds, now: Callable[[], float]) -> None:
@@ -72,14 +72,10 @@ class Store:
         self.pruned: list[Callable[[], None]] = []  # who is told when what is too old has been forgotten
         self.gathers: list[Callable[[], None]] = []  # who is told before a flush
         self._batches: dict[str, list[tuple[Any, ...]]] = {}
-        self._due = False
+        self.due = False  # a flush, at the end of this turn
         self._turns = 0  # that were written, or could not be
-        self._fault: Bug | None = None
+        self.fault: Bug | None = None  # whoever raises it does so by `check`
         self._known = False  # somebody has had the fault
-        self._told: list[tuple[Any, ...]] = []
-        self._published: list[int] = []
-        self._forgotten: list[int] = []
-        self._answered: list[int] = []
         self._log = [0, 0]  # rows and bytes since what is live was told last
         self._written = 0
         self._unfolded = 0
@@ -94,53 +90,12 @@ class Store:
             with self.transaction() as db:
                 self.live.read(row for (row,) in db.execute("SELECT told FROM turns ORDER BY id"))
                 self.replies = Replies(db)
-                self.lost = tuple(LostCall(*call[2:]) for call in self.live.calls.values())
+                self.lost = tuple(LostCall(*call) for call in self.live.calls.values())
                 self.live.calls.clear()
                 self.died_alone = self.live.only()
                 self._tell_again(db)
             self._closing = closing.pop_all()
-        self._first = self.live.highest + 1  # job of this process
-        self._jobs, self._calls = itertools.count(self._first), itertools.count(1)
-
-    # -- jobs in flight, calls under way ------------------------------------------------------------------------
-
-    def take(self, group: str, place: Place, stage: int) -> int:
-        """The job's number in the log. Written by the next `flush`, as is all that follows."""
-        number = next(self._jobs)
-        if number == self._first:
-            self.live.first = number
-            self._told.append(("b", number))
-        job: Job = ("t", number, group, place, stage, self.now())
-        self.live.jobs[number] = job
-        self._told.append(job)
-        return number
-
-    def publish(self, number: int) -> None:
-        """The job's outgoing record is acked."""
-        if number in self.live.jobs:  # or it was too old to be kept
-            self.live.published.add(number)
-            self._published.append(number)
-
-    def forget(self, *numbers: int) -> None:
-        """These jobs need no memory any more."""
-        self.live.drop(numbers)
-        self._forgotten += numbers
-
-    def call(self, job_id: str, task: str, model: str) -> int:
-        """The number of a call that is about to be made."""
-        number = next(self._calls)
-        call: Call = ("s", number, job_id, task, model, self.now())
-        self.live.calls[number] = call
-        self._told.append(call)
-        return number
-
-    def answered(self, *numbers: int) -> None:
-        """Those calls came to an end."""
-        for number in numbers:
-            self.live.calls.pop(number, None)
-        self._answered += numbers
-
-    # -- file ---------------------------------------------------------------------------------------------------
+        self.turn = Turn(self.live)
 
     def batch(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows that the next flush runs `sql` with. Batches run in the order in which they were first asked for."""
@@ -152,14 +107,14 @@ class Store:
 
     @property
     def pending(self) -> int:
-        log = len(self._told) + len(self._published) + len(self._forgotten) + len(self._answered)
-        return log + self.replies.pending + sum(map(len, self._batches.values()))
+        """What the next flush has to write."""
+        return len(self.turn) + self.replies.pending + sum(map(len, self._batches.values()))
 
     def check(self) -> None:
         """Raises Bug where the file took no more: what was noted in a former turn of the loop is not on record."""
-        if self._fault is not None:
+        if self.fault is not None:
             self._known = True
-            raise self._fault
+            raise self.fault
 
     @types.coroutine
     def written(self) -> Generator[None]:
@@ -167,14 +122,14 @@ class Store:
 
         It raises Bug where the file took no more, now or before: what failed once is not tried over and over.
         """
-        if self._fault is not None:
+        if self.fault is not None:
             self.check()
         turn = self._turns
-        if not self._due:
+        if not self.due:
             self.soon()
         while self._turns == turn:
             yield
-        if self._fault is not None:
+        if self.fault is not None:
             self.check()
 
     def soon(self) -> None:
@@ -182,17 +137,17 @@ class Store:
 
         The next `written` or `check` raises it if it fails.
         """
-        if not self._due:
-            self._due = True
+        if not self.due:
+            self.due = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        self._due = False
+        self.due = False
         self._turns += 1
         try:
             self.flush()
         except Bug as error:
-            self._fault = error
+            self.fault = error
 
     def flush(self) -> None:
         """Writes what is gathered, in one transaction. Raises Bug where the file takes no more: the worker stops.
@@ -212,11 +167,11 @@ class Store:
         count = self.pending
         if not count and not self.replies.due:
             return
-        told = self._gathered()
+        now = self.now()
+        told = self.turn.told(now)
         batches = [(sql, rows.copy()) for sql, rows in self._batches.items() if rows]
         for rows in self._batches.values():
             rows.clear()
-        now = self.now()
         with self.transaction() as db:
             if told:
                 row = orjson.dumps(told)
@@ -239,16 +194,7 @@ class Store:
         self._written += count
         if self._written >= _PRUNED:
             self._written = 0
-            self.prune()
-
-    def _gathered(self) -> list[tuple[Any, ...]]:
-        """For the log. What is said of one number was said in this order."""
-        told, self._told = self._told, []
-        for what, numbers in (("p", self._published), ("e", self._answered), ("d", self._forgotten)):
-            if numbers:
-                told.append((what, *numbers))
-                numbers.clear()
-        return told
+            self._prune()
 
     def _fold(self) -> None:
         """Beside the loop: its bulk takes the disk a tenth of a second, and the loop writes on meanwhile."""
@@ -278,6 +224,11 @@ class Store:
             raise
 
     def prune(self) -> None:
+        """Forgets what the bounds do not allow, once what is gathered is written. Raises Bug."""
+        self.flush()
+        self._prune()
+
+    def _prune(self) -> None:
         """Forgets what is older than the bounds allow, and a fiftieth of the time kept while the file is too large.
 
         It runs in the loop, so that it does no more at a time than a moment allows; freed pages are written to again.
@@ -301,8 +252,7 @@ class Store:
         """
         try:
             self.flush()  # what was published till now, which is told behind all else, would not be known after this
-            self.live.land(self._first)
-            self._told.append(("l", self._first))
+            self.turn.landed = True
             self.flush()
         except Bug:
             return False  # the process ends whatever comes of it; a death too many only makes a job run alone
@@ -314,11 +264,11 @@ class Store:
         A fault that somebody has had is not raised once more, and nothing is written after it.
         """
         try:
-            if self._fault is None:
+            if self.fault is None:
                 self.flush()
                 self.landed()
             elif not self._known:
-                raise self._fault
+                raise self.fault
         finally:
             self._closing.close()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sluiceway.core.errors import InputError
 
-FORMAT = 5
+FORMAT = 6
 
 # Whole or not at all: a process that dies here leaves the file as it was. Format 0 is a new file. 1 to 3 had a row for
 # each call and each job in flight; the last 16 bytes of a call's key were then what all of it is in 4.
@@ -60,7 +60,9 @@ ALTER TABLE replies ADD COLUMN numbers BLOB;
 PRAGMA user_version = 5;
 COMMIT;
 """
-_UPGRADES = {**dict.fromkeys(range(4), (_TO_4, _TO_5)), 4: (_TO_5,), FORMAT: ()}
+# In format 5 the log said each job and each call by itself (`archive/turns.py`).
+_TO_6 = "PRAGMA user_version = 6;"
+_UPGRADES = {**dict.fromkeys(range(4), (_TO_4, _TO_5, _TO_6)), 4: (_TO_5, _TO_6), 5: (_TO_6,), FORMAT: ()}
 # What says something of the machine, and nothing of what is in the file.
 _MACHINE = (
     sqlite3.SQLITE_FULL,

@@ -209,7 +209,8 @@ async def test_a_job_that_comes_back_is_no_new_job_of_the_minute() -> None:
     for _ in range(3):
         assert isinstance(record, Retry)
         record = await made.resume(record)
-    assert list(made._shares["triage"]._jobs) == [1000.0], "counted once, in the minute in which it was new"
+    counted = made._shares["triage"]._jobs
+    assert (counted.count, counted.at(1061.0)) == (1, 0), "counted once, in the minute in which it was new"
     assert meter.records[-1][1] > 0, "its earlier attempts are known"
 
 
@@ -219,7 +220,7 @@ async def test_an_escalated_job_is_no_new_job_of_the_minute() -> None:
     handed = await made.run(job())
     assert isinstance(handed, Escalation)
     assert isinstance(await made.resume(handed), Result)
-    assert len(made._shares["triage"]._jobs) == 1
+    assert made._shares["triage"]._jobs.count == 1
 
 
 async def test_a_long_text_is_read_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ async def _restarted(stage: Stage, *, clean: bool) -> Finding:
 
 async def frozen(stage: Stage) -> list[Finding]:
     """The broker freezes with calls in flight, their answers come, and a worker is told to stop meanwhile."""
-    count, parallel = stage.of((30_000, 500), (800, 100))
+    count, parallel = stage.of((30_000, 500), (4_000, 100))  # or few would be left when it is seen how far it is
     budget = stage.of(STOP_BUDGET, 8.0)
     freeze = stage.of(20.0, 10.0)
     plants = [] if budget == STOP_BUDGET else [f"budget={budget}"]

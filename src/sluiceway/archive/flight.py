@@ -80,7 +80,7 @@ class StoreFlight:
         """
         if not self._own and not self._published:
             return False
-        place = record.topic, record.partition, record.offset, record.timestamp
+        place = _place(record)
         return place in self._own or (bool(self._published) and self._key(place) in self._published)
 
     def suspect(self, record: Record) -> bool:
@@ -98,31 +98,26 @@ class StoreFlight:
 
     def take(self, record: Record, *, alone: bool) -> None:
         """Puts on record, before a task that is made now has its first turn, that the job runs."""
-        running, store = self._running, self._store
-        place = record.topic, record.partition, record.offset, record.timestamp
+        running, place = self._running, _place(record)
         if place in running:  # taken again before anybody said what came of it
             self._forsake(running[place])
         job = running[place] = Flown(self._group, place, _ALONE if alone else _RUNNING)
         self._turn.taken.append(job)
-        if not store.due:
-            store.soon()
+        self._store.soon()
 
     def begin(self, record: Record) -> None:
         """To be called in the task that works on it. Raises Bug when it could not be put on record that it runs."""
-        if self._store.fault is not None:
-            self._store.check()
-        FLOWN.set(self._running.get((record.topic, record.partition, record.offset, record.timestamp)))
+        self._store.check()
+        FLOWN.set(self._running.get(_place(record)))
 
     def publish(self, record: Record) -> None:
         """Its outgoing record is acked, and a commit is still to come; nothing it died of before counts any more.
 
         Also for a record that was not taken: one that `was_published`, or a condemned one whose dead letter is acked.
         """
-        store, turn = self._store, self._turn
-        place = record.topic, record.partition, record.offset, record.timestamp
+        turn, place = self._turn, _place(record)
         job = self._running.pop(place, None)
-        if not store.due:
-            store.soon()
+        self._store.soon()
         if (self._published or self._deaths) and self._settled_before(place) and job is None:
             return
         if job is None:

@@ -75,16 +75,12 @@ class Inputs:
         digest = digest[:_DIGITS]
         name = f"{job.tenant or ''}\x7f{job.task}\x7f{job.id}\x7f{job.round}"
         found, now = hash(name), int(digest, 16)
-        known, slot = self._known, 2 * (found & (_SLOTS - 1))
-        if known[slot] != found:
-            known[slot] = found
-            known[slot + 1] = now
-            self._fresh.append((name, digest))
-        elif known[slot + 1] != now:
-            before = self._noted(found, now)
-            if before is not None and before != now:
-                self._fresh.append((name, digest))
-                self._reused(job, f"{before:0{_DIGITS}x}", digest)
+        before = self._noted(found, now)
+        if before == now:
+            return
+        self._fresh.append((name, digest))
+        if before is not None:
+            self._reused(job, f"{before:0{_DIGITS}x}", digest)
 
     def tell(self) -> None:
         """Puts what was seen on record, with the flush that gathers it."""

@@ -73,14 +73,13 @@ class Entry:
             store.turn.answered.append(self.number)
         else:
             flown.calls += (self.number,)
-        if not store.due:
-            store.soon()
+        store.soon()
 
 
 class Journal:
     """Implements `ports.Journal` over a `Store`. `reused` is told of ids that come with different inputs."""
 
-    made = Entry
+    made = Entry  # the simulation's tells of a call that is made though its reply is on file
 
     def __init__(self, store: Store, reused: OnReused | None = None) -> None:
         self._store = store

@@ -72,9 +72,9 @@ class Store:
         self.pruned: list[Callable[[], None]] = []  # who is told when what is too old has been forgotten
         self.gathers: list[Callable[[], None]] = []  # who is told before a flush
         self._batches: dict[str, list[tuple[Any, ...]]] = {}
-        self.due = False  # a flush, at the end of this turn
+        self._due = False  # a flush, at the end of this turn
         self._turns = 0  # that were written, or could not be
-        self.fault: Bug | None = None  # whoever raises it does so by `check`
+        self._fault: Bug | None = None
         self._known = False  # somebody has had the fault
         self._log = [0, 0]  # rows and bytes since what is live was told last
         self._written = 0
@@ -112,9 +112,9 @@ class Store:
 
     def check(self) -> None:
         """Raises Bug where the file took no more: what was noted in a former turn of the loop is not on record."""
-        if self.fault is not None:
+        if self._fault is not None:
             self._known = True
-            raise self.fault
+            raise self._fault
 
     @types.coroutine
     def written(self) -> Generator[None]:
@@ -122,32 +122,29 @@ class Store:
 
         It raises Bug where the file took no more, now or before: what failed once is not tried over and over.
         """
-        if self.fault is not None:
-            self.check()
+        self.check()
         turn = self._turns
-        if not self.due:
-            self.soon()
+        self.soon()
         while self._turns == turn:
             yield
-        if self.fault is not None:
-            self.check()
+        self.check()
 
     def soon(self) -> None:
         """The next flush is at the end of this turn of the loop: before a task that is made now has its first.
 
         The next `written` or `check` raises it if it fails.
         """
-        if not self.due:
-            self.due = True
+        if not self._due:
+            self._due = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        self.due = False
+        self._due = False
         self._turns += 1
         try:
             self.flush()
         except Bug as error:
-            self.fault = error
+            self._fault = error
 
     def flush(self) -> None:
         """Writes what is gathered, in one transaction. Raises Bug where the file takes no more: the worker stops.
@@ -264,11 +261,11 @@ class Store:
         A fault that somebody has had is not raised once more, and nothing is written after it.
         """
         try:
-            if self.fault is None:
+            if self._fault is None:
                 self.flush()
                 self.landed()
             elif not self._known:
-                raise self.fault
+                raise self._fault
         finally:
             self._closing.close()
 

@@ -79,8 +79,7 @@ class FailedShare:
         self._jobs.add(now)
 
     def allows(self, now: float) -> bool:
-        failed = self._failed.count and self._failed.at(now)
-        return self._share > 0 and (not failed or failed < max(1.0, self._share * self._jobs.at(now)))
+        return self._share > 0 and self._failed.at(now) < max(1.0, self._share * self._jobs.at(now))
 
     def failed(self, now: float) -> None:
         self._failed.add(now)

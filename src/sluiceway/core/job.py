@@ -5,14 +5,13 @@ Whatever is wrong with the bytes raises InputError with a closed reason; nothing
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 import orjson
-from orjson import OPT_SORT_KEYS, dumps
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sluiceway.core import tree as trees
@@ -100,7 +99,7 @@ class Job:
 
     @property
     def digest(self) -> str:
-        return sha256(dumps(self.input, None, OPT_SORT_KEYS)).hexdigest()[:32]
+        return hashlib.sha256(orjson.dumps(self.input, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
 _TEXT = frozenset(("text",))

@@ -52,7 +52,7 @@ _NUMBERS = {  # default, lowest, highest
     "request.timeout.ms": (30_000, 1, 900_000),
     "fetch.wait.max.ms": (500, 0, 300_000),
     "fetch.min.bytes": (1, 1, 100_000_000),
-    # Of a backlog each fetch brings all it may, for every partition: a worker's memory grew by some of its answers.
+    # With aiokafka's 50 MB each fetch of a backlog brings as much as its partitions may: a worker grew by tens of MB.
     "fetch.max.bytes": (4_194_304, 1, 2_147_483_135),
     "max.partition.fetch.bytes": (1_048_576, 1, 1_000_000_000),
     "metadata.max.age.ms": (300_000, 1, 86_400_000),

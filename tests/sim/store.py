@@ -42,10 +42,9 @@ class SimStore(Store):
 
     def on_record(self, call: Call) -> bool:
         """Whether the file says that such a call is under way."""
-        rows = self._db.execute("SELECT id, told FROM turns WHERE id > ? ORDER BY id", (self._read_to,)).fetchall()
-        if rows:
-            self._read_to = rows[-1][0]
-        self._on_file.read(row for _, row in rows)
+        for row, told in self._db.execute("SELECT id, told FROM turns WHERE id > ? ORDER BY id", (self._read_to,)):
+            self._on_file.read(told)
+            self._read_to = row
         return any(one[0] == call.job_id and one[2] == call.model.name for one in self._on_file.calls.values())
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from tests.support.stores import Time, a_call, a_store
+from tests.support.stores import Time, a_call, a_store, dead
 
 from sluiceway.archive.journal import Journal
 from sluiceway.archive.store import Bounds, Store
@@ -69,18 +69,20 @@ async def test_an_input_is_known_after_a_restart_and_what_was_told_is_not_told_a
 
 async def test_a_process_that_dies_has_told_the_file_of_all_whose_calls_were_made(tmp_path: Path) -> None:
     """It is on record with the call, at the end of the turn."""
-    store = a_store(tmp_path)
+    store = a_store(tmp_path / "0")
     told = Told(store).see(a_job("a"))
     await asyncio.sleep(0)
     assert store.pending == 0
     assert told.see(a_job("b", "j2")) == []
     await asyncio.sleep(0)
-    assert [row for (row,) in store._db.execute("SELECT count(*) FROM inputs")] == [2]
-    store.close()
+    a, b, c = digests("a", "b", "c")
+    with dead(store, tmp_path / "1") as again:
+        assert Told(again).see(a_job("c"), a_job("c", "j2")) == [("j1", a, c), ("j2", b, c)]
 
 
-async def test_inputs_are_bounded_in_the_file(tmp_path: Path) -> None:
-    """By size, the oldest first, and by age."""
+async def test_inputs_are_bounded_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By size, the oldest first, and by age; also those that the log told of before it began anew."""
+    monkeypatch.setattr("sluiceway.archive.store._TOLD_ANEW", (100, 1 << 30))
     time = Time()
     bounds = Bounds(size=64_000, age=100.0)
     store = a_store(tmp_path, time, bounds)
@@ -89,15 +91,17 @@ async def test_inputs_are_bounded_in_the_file(tmp_path: Path) -> None:
         told.see(a_job("a", f"j{number}"))
         await asyncio.sleep(0)
     (size,) = store.row("SELECT sum(length(told)) FROM inputs", ())
-    assert 4_000 < size <= 8_500  # an eighth of the store
+    assert 4_000 < size <= 10_000  # an eighth of the store, and a row
+    assert store.row("SELECT count(*) FROM turns", ()) <= (101,)
     store.close()
     again = a_store(tmp_path, time, bounds)
     assert Told(again).see(a_job("b", "j0")) == []
-    assert len(Told(again).see(a_job("b", "j1999"))) == 1
+    assert len(Told(again).see(a_job("b", "j1850"), a_job("b", "j1999"))) == 2
     again.close()
     time.now += 200.0
     aged = a_store(tmp_path, time, bounds)
-    assert Told(aged).see(a_job("c", "j1999")) == []
+    aged.prune()
+    assert Told(aged).see(a_job("c", "j1850")) == []
     aged.close()
 
 

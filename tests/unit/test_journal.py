@@ -122,7 +122,7 @@ async def test_the_journal_pays_once_across_a_restart_and_forgets_failures(tmp_p
 
 
 async def test_replies_go_with_the_commit_that_covers_their_job(tmp_path: Path) -> None:
-    """A row of the file goes with the last of its replies; what no commit covers yet is held on to."""
+    """A row that is kept for its replies goes after the last of them; what no commit covers yet is held on to."""
     store = a_store(tmp_path)
     flight = StoreFlight(store, "g")
 
@@ -142,8 +142,10 @@ async def test_replies_go_with_the_commit_that_covers_their_job(tmp_path: Path) 
     flight.cover(Commit(Partition("jobs", 0), 1, 3, "", 0))
     store.flush()
     store.close()
-    with closing(sqlite3.connect(tmp_path / "store.db")) as db:
-        assert db.execute("SELECT count(*) FROM replies").fetchone() == (0,)
+    again = a_store(tmp_path)
+    assert not again.replies.strays
+    assert again.row("SELECT count(*) FROM turns WHERE replies IS NOT NULL", ()) == (0,)
+    again.close()
 
 
 async def test_a_job_that_was_dropped_finds_its_replies_when_it_comes_back(tmp_path: Path) -> None:
@@ -240,7 +242,7 @@ async def test_the_replies_of_a_turn_come_back_each_as_it_was(tmp_path: Path) ->
     assert again.replies.held("released") is None
     again.close()
     with closing(sqlite3.connect(tmp_path / "store.db")) as db:
-        assert db.execute("SELECT count(*) FROM replies").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM turns WHERE replies IS NOT NULL").fetchone() == (1,)
 
 
 async def test_a_reply_that_cant_be_written_costs_no_other_one(tmp_path: Path) -> None:

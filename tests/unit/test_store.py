@@ -90,12 +90,12 @@ async def test_a_store_of_the_format_before_is_read(tmp_path: Path) -> None:
     assert not [name for name in contents(tmp_path) if name.endswith(".aside")]
 
 
-@pytest.mark.parametrize("format_", [4, 5])
+@pytest.mark.parametrize("format_", [4, 5, 6])
 async def test_a_store_of_a_former_format_is_read(tmp_path: Path, format_: int) -> None:
     """Replies, lost calls and jobs in flight are there, under the new keys too, and go as new ones do.
 
-    The files were written by the code of commits 385bb51 and 136d291: j1 with its reply, j2 without one; of a group g
-    the record at offset 1 in flight alone, the one at offset 2 published. Format 5 has their inputs, too.
+    The files were written by the code of commits 385bb51, 136d291 and a679447: j1 with its reply, j2 without one; of a
+    group g the record at offset 1 in flight alone, the one at offset 2 published. From 5 on they have the inputs, too.
     """
     (tmp_path / "store.db").write_bytes((FIXTURES / f"store-format-{format_}.db").read_bytes())
     store = a_store(tmp_path)
@@ -125,42 +125,58 @@ async def test_a_store_of_a_former_format_is_read(tmp_path: Path, format_: int) 
 
 
 @pytest.mark.parametrize(
-    ("table", "told"),
+    ("column", "damage"),
     [
         ("replies", b"\0"),
         ("replies", b"[[[1]],[],[]]"),
         ("replies", b"[]"),
-        ("turns", b"\0"),
-        ("turns", b"7"),
-        ("turns", b'[["t",1]]'),
-        ("turns", b'[["t","1","g",["jobs",0,1,1.5],0,1000.0]]'),
-        ("turns", b'[["t",1,"g",["jobs",0,1],0,1000.0]]'),
-        ("turns", b'[["s",1,"j1"]]'),
-        ("turns", b'[["T",1000.0,"g","jobs",0,1,0,1]]'),
-        ("turns", b'[["T",1000.0,"g","jobs",0,"1",0,1,1.5]]'),
-        ("turns", b'[["S",1000.0,"t","cheap",1]]'),
-        ("turns", b'[["d",[]]]'),
+        ("told", b"\0"),
+        ("told", b"7"),
+        ("told", b'[["t",1]]'),
+        ("told", b'[["t","1","g",["jobs",0,1,1.5],0,1000.0]]'),
+        ("told", b'[["t",1,"g",["jobs",0,1],0,1000.0]]'),
+        ("told", b'[["s",1,"j1"]]'),
+        ("told", b'[["T",1000.0,"g","jobs",0,1,0,1]]'),
+        ("told", b'[["T",1000.0,"g","jobs",0,"1",0,1,1.5]]'),
+        ("told", b'[["j",1000.0,"g",0,1]]'),
+        ("told", b'[["j",1000.0,"g",0,1,["jobs",0,1]]]'),
+        ("told", b'[["S",1000.0,"t","cheap",1]]'),
+        ("told", b'[["d",[]]]'),
+        ("told", b'[["i",7,"x"]]'),
+        ("told", b'[["i","x"]]'),
+        ("told", b'[["r",[]]]'),
     ],
 )
-async def test_a_row_that_is_damaged_is_a_row_that_is_gone(tmp_path: Path, table: str, told: bytes) -> None:
+async def test_a_row_that_is_damaged_is_a_row_that_is_gone(tmp_path: Path, column: str, damage: bytes) -> None:
     """It costs money, never a start; what lies in the other rows is there."""
     store = a_store(tmp_path / "0")
+    rows = {}
     for name in ("j1", "j2"):
         await pays(store, a_job(name), a_call(), REPLY)
         await asyncio.sleep(0)
+        (rows[name],) = store.row("SELECT max(id) FROM turns WHERE replies IS NOT NULL", ())
     StoreFlight(store, "g").take(a_record(7), alone=True)
     await asyncio.sleep(0)
     with closing(sqlite3.connect(tmp_path / "0" / "store.db")) as db:
-        db.execute(f"INSERT INTO {table} (id, at, told) VALUES (-1, 1000.0, ?)", (told,))  # noqa: S608  our own names
-        db.execute("UPDATE replies SET told = ? WHERE id = 1 AND ? = 'replies'", (told, table))
+        if column == "replies":
+            db.execute("UPDATE turns SET replies = ? WHERE id = ?", (damage, rows["j1"]))
+        else:
+            db.execute("INSERT INTO turns (id, at, told) SELECT max(id) + 1, 1000.0, ? FROM turns", (damage,))
         db.commit()
     with dead(store, tmp_path / "1") as again:
         assert held(again, a_job("j2"), a_call()) == REPLY
-        assert held(again, a_job("j1"), a_call()) == (None if table == "replies" else REPLY)
-        assert StoreFlight(again, "g").condemned(a_record(7))
+        assert held(again, a_job("j1"), a_call()) == (None if column == "replies" else REPLY)
+        flight = StoreFlight(again, "g")
+        assert flight.condemned(a_record(7))
+        told: list[str] = []
+        journal = Journal(again, lambda job, *_: told.append(job.id))
         await pays(again, a_job("j3"), a_call(), REPLY)
+        journal.entry(a_job("j3", "other"), a_call())
         again.flush()
-        assert again.row("SELECT count(*) FROM replies", ()) == (2 if table == "replies" else 3,)
+        assert len(again.replies.rows) == (2 if column == "replies" else 3)
+        journal.entry(a_job("j3", "another"), a_call())
+        again.flush()
+        assert told == ["j3"]
 
 
 async def test_a_store_of_a_later_format_is_set_aside(tmp_path: Path) -> None:
@@ -250,7 +266,7 @@ async def test_a_write_that_failed_untold_is_told_at_the_end(tmp_path: Path) -> 
     store = a_store(tmp_path)
     await pays(store, a_job("j0"), a_call(), None)
     with closing(sqlite3.connect(tmp_path / "store.db")) as other:
-        other.execute("DROP TABLE replies")
+        other.execute("DROP TABLE turns")
     store.replies.keep("00", REPLY)
     store.soon()
     await asyncio.sleep(0)  # the turn in which it is written
@@ -261,11 +277,11 @@ async def test_a_write_that_failed_untold_is_told_at_the_end(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("bound", [(1, 1 << 30), (1 << 30, 1)])
-async def test_what_is_live_is_told_again_and_the_log_stays_short(
+async def test_what_is_live_is_told_anew_and_the_log_stays_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: tuple[int, int]
 ) -> None:
     """After any number of turns the file says what is in flight and under way, in few rows."""
-    monkeypatch.setattr("sluiceway.archive.store._TOLD_AGAIN", bound)
+    monkeypatch.setattr("sluiceway.archive.store._TOLD_ANEW", bound)
     copied = tmp_path.with_name(f"{tmp_path.name}-copy")
     store = a_store(tmp_path)
     flight = StoreFlight(store, "g")
@@ -290,6 +306,34 @@ async def test_what_is_live_is_told_again_and_the_log_stays_short(
     ]
     assert [call.job_id for call in again.lost] == ["j1"]
     again.close()
+
+
+async def test_a_row_that_is_kept_for_its_reply_tells_of_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own job and call have long ended when the process dies, and neither died with it."""
+    monkeypatch.setattr("sluiceway.archive.store._TOLD_ANEW", (1, 1 << 30))
+    store = a_store(tmp_path / "0")
+    flight = StoreFlight(store, "g")
+    flight.take(a_record(1), alone=True)
+    entry = Journal(store).entry(a_job(), a_call())
+    assert entry is not None
+    entry.started().close()
+    store.replies.keep("ab", REPLY)
+    store.flush()  # a row with all three
+    flight.drop(a_record(1))
+    entry.ended(FAILED)
+    for offset in range(2, 9):
+        flight.take(a_record(offset), alone=False)
+        store.flush()
+    with dead(store, tmp_path / "1") as again:
+        assert again.replies.held("ab") == REPLY
+        assert [job.place[2] for job in again.live.jobs.values()] == [*range(2, 9)]
+        assert not again.lost
+        again.replies.release(["ab"])
+        again.flush()
+        again.prune()
+        assert again.row("SELECT count(*) FROM turns", ()) == (1,)
 
 
 async def test_sqlites_own_log_begins_anew_though_the_loop_writes_on(

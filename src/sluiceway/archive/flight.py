@@ -9,7 +9,9 @@ is read as the role's flight is made: what was running has died once more, what 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import chain
 
@@ -171,17 +173,15 @@ class StoreFlight:
         uncovered = self._uncovered.pop(commit.partition, None)
         if not uncovered:
             return
-        finished = decode_finished(commit.offset, commit.metadata) or ()
-        done: list[Flown] = []
-        left: list[Flown] = []
-        for job in uncovered:
-            offset = job.place[2]
-            if offset < commit.offset or any(first <= offset < last for first, last in finished):
-                done.append(job)
-            else:
-                left.append(job)
-        if left:
-            self._uncovered[commit.partition] = left
+        done = [job for job in uncovered if job.place[2] < commit.offset]
+        if len(done) < len(uncovered):
+            covers = _finished(commit)
+            left: list[Flown] = []
+            for job in uncovered:
+                if (offset := job.place[2]) >= commit.offset:
+                    (done if covers(offset) else left).append(job)
+            if left:
+                self._uncovered[commit.partition] = left
         self._own.difference_update([job.place for job in done])
         if self._published:
             for job in done:
@@ -207,6 +207,18 @@ class StoreFlight:
 
     def _key(self, place: Place) -> bytes:
         return _key(self._group, place)
+
+
+def _finished(commit: Commit) -> Callable[[int], bool]:
+    """Whether an offset is one of those that the commit says to be done above its own."""
+    finished = decode_finished(commit.offset, commit.metadata) or ()
+    firsts = [first for first, _ in finished]
+
+    def covers(offset: int) -> bool:
+        at = bisect_right(firsts, offset)
+        return at > 0 and offset < finished[at - 1][1]
+
+    return covers
 
 
 def _place(record: Record) -> Place:

@@ -120,8 +120,6 @@ class Journal:
                 inputs.saw(job, digest)
             if not entry.key:
                 entry.key = key_of(job, entry.call, digest)
-        if inputs is not None:
-            inputs.tell()
 
 
 def _billed(event: Reply | Failure) -> bool:

@@ -1,48 +1,51 @@
 """The replies that the local store holds: in memory until they are written, then in rows of the file.
 
-All that are written together are one row (`archive/reply.py`), which goes when none of them is needed any more.
+Those of a turn of the event loop lie in its row of the log (`archive/reply.py`), which stays while one is needed.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import repeat
 
 from sluiceway.archive.keys import is_former
 from sluiceway.archive.reply import decode_replies, encode_replies
 from sluiceway.core.call import Reply
 
+_FOUND = "SELECT replies, tokens, numbers FROM turns WHERE id = ?"
+_ALL = "SELECT id, replies, tokens, numbers FROM turns WHERE replies IS NOT NULL ORDER BY id"
+_FIRST = "SELECT min(at), min(id) FROM turns WHERE replies IS NOT NULL"
+
+Columns = tuple[bytes | None, bytes | None, bytes | None]
+_NONE: Columns = (None, None, None)
+
 
 class Replies:
-    """Those that `db` holds, read at once, and what comes. `write` and `prune` are for within a transaction."""
+    """Those that `db` holds but for rows that are `spent`, and what comes. `prune` is for within a transaction."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, spent: Collection[int]) -> None:
         self._db = db
         self._kept: dict[str, Reply] = {}  # and not written yet
         self._held: dict[str, int] = {}  # written, and the rows that they are in
-        self._left: Counter[int] = Counter()  # how many replies of a row are needed
-        self._next = 1  # row
-        rows = []
-        for row, *columns in db.execute("SELECT id, told, tokens, numbers FROM replies ORDER BY id"):
-            rows.append(row)
-            self._next = row + 1
-            self._held.update(dict.fromkeys(decode_replies(*columns) or (), row))
+        self._spent: list[int] = []  # rows of which none is needed any more, which is not told yet
+        for row, *columns in db.execute(_ALL):
+            if row not in spent:
+                self._held.update(dict.fromkeys(decode_replies(*columns) or (), row))
         self.former = any(map(is_former, self._held))
         self.strays = set(self._held)  # that belong to no job which is in flight now, as far as is known
-        self._left.update(self._held.values())
-        self._gone = [(row,) for row in rows if row not in self._left]  # rows of which none is needed
+        self._left = Counter(self._held.values())  # how many replies of a row are needed
 
     @property
     def pending(self) -> int:
-        """Replies to be written."""
-        return len(self._kept)
+        """Replies to be written, and rows to be told of."""
+        return len(self._kept) + len(self._spent)
 
     @property
-    def due(self) -> bool:
-        """Whether there is something to write, or rows to delete."""
-        return bool(self._kept or self._gone)
+    def rows(self) -> list[int]:
+        """Those of which some are needed."""
+        return list(self._left)
 
     def keep(self, key: str, reply: Reply) -> None:
         """Holds a reply until it is released or too old."""
@@ -55,7 +58,7 @@ class Replies:
         row = self._held.get(key)
         if row is None:
             return self._kept.get(key)
-        found = self._db.execute("SELECT told, tokens, numbers FROM replies WHERE id = ?", (row,)).fetchone()
+        found = self._db.execute(_FOUND, (row,)).fetchone()
         return None if found is None else (decode_replies(*found) or {}).get(key)
 
     def release(self, keys: Sequence[str]) -> None:
@@ -70,39 +73,36 @@ class Replies:
             self._left[row] -= count
             if not self._left[row]:
                 del self._left[row]
-                self._gone.append((row,))
+                self._spent.append(row)
 
-    def write(self, now: float) -> int:
-        """The bytes of the row. What can't be written is held no more."""
+    def spent(self) -> list[int]:
+        """Rows of which none is needed any more since this was asked last."""
+        spent, self._spent = self._spent, []
+        return spent
+
+    def write(self, row: int) -> Columns:
+        """What is to be written to `row`, where they are held from now on. What can't be written is held no more."""
         kept, self._kept = self._kept, {}
-        gone, self._gone = self._gone, []
-        size = 0
-        if kept:
-            columns = encode_replies(kept)
-            if kept:
-                self._db.execute("INSERT INTO replies VALUES (?, ?, ?, ?, ?)", (self._next, now, *columns))
-                self._held.update(dict.fromkeys(kept, self._next))
-                self._left[self._next] = len(kept)
-                self._next += 1
-                size = sum(map(len, columns))
-        if gone:
-            self._db.executemany("DELETE FROM replies WHERE id = ?", gone)
-        return size
+        columns = encode_replies(kept) if kept else _NONE
+        if not kept:
+            return _NONE
+        self._held.update(dict.fromkeys(kept, row))
+        self._left[row] = len(kept)
+        return columns
 
     def prune(self, oldest: float, now: float, room: int) -> None:
         """Forgets what was written before `oldest`, and a fiftieth of the time kept while the file is above `room`."""
         db = self._db
-        db.execute("DELETE FROM replies WHERE at < ?", (oldest,))
+        db.execute("DELETE FROM turns WHERE at < ?", (oldest,))
         (pages,) = db.execute(
             "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
         ).fetchone()
         (page,) = db.execute("PRAGMA page_size").fetchone()
-        (first,) = db.execute("SELECT min(at) FROM replies").fetchone()
+        first, least = db.execute(_FIRST).fetchone()
         if first is not None and pages * page > room:
-            db.execute("DELETE FROM replies WHERE at < ?", (first + (now - first) / 50,))
-        (first,) = db.execute("SELECT min(id) FROM replies").fetchone()
-        least = self._next if first is None else first
-        if any(row < least for row in self._left):
-            self._held = {key: row for key, row in self._held.items() if row >= least}
+            db.execute("DELETE FROM turns WHERE at < ?", (first + (now - first) / 50,))
+            _, least = db.execute(_FIRST).fetchone()
+        if least is None or any(row < least for row in self._left):
+            self._held = {key: row for key, row in self._held.items() if least is not None and row >= least}
             self._left = Counter(self._held.values())
             self.strays.intersection_update(self._held)

@@ -5,8 +5,8 @@ instead of being paid for again. One SQLite file in a directory that one process
 age. Losing it costs money, never a job. `archive/journal.py` and `archive/flight.py` say what is written.
 
 What is written survives the death of the process at once (the operating system has it), and that of the machine up to
-SQLite's last checkpoint. A job costs it next to nothing: all that a turn of the event loop has to tell is one row
-(`archive/turns.py`), as are all its replies (`archive/replies.py`).
+SQLite's last checkpoint. A job costs it little: all that a turn of the event loop has to tell is one row, its log
+(`archive/turns.py`) beside its replies (`archive/replies.py`).
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from typing import Any
 import orjson
 
 from sluiceway.archive.lock import locked
-from sluiceway.archive.replies import Replies
+from sluiceway.archive.replies import Columns, Replies
 from sluiceway.archive.tables import opened
 from sluiceway.archive.turns import Live, Turn
 from sluiceway.core.catalog import Clearance
 from sluiceway.core.errors import Bug, InputError
 
 _SLOTS = 256
-_TOLD_AGAIN = (2_000, 1 << 20)  # rows, or bytes, of the log after which what is live is told again
-_PRUNED = 20_000  # things written between two looks at the bounds
+_TELL = "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?)"
+_FORGET = "DELETE FROM turns WHERE id < ? AND id NOT IN (SELECT value FROM json_each(?))"
+_TOLD_ANEW = (2_000, 4 << 20)  # rows, or bytes, of the log after which what is live is told anew
+_PRUNED = 1 / 16  # of the room is written, or of the age goes by, between two looks at the bounds
 _FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
 _FOLDED = 4 << 20  # bytes of rows between two times that SQLite's log goes into the file
 
@@ -71,14 +73,16 @@ class Store:
         self.live = Live()
         self.pruned: list[Callable[[], None]] = []  # who is told when what is too old has been forgotten
         self.gathers: list[Callable[[], None]] = []  # who is told before a flush
+        self.renews: list[Callable[[sqlite3.Connection], None]] = []  # who is told before what is live is told anew
         self._batches: dict[str, list[tuple[Any, ...]]] = {}
         self._due = False  # a flush, at the end of this turn
         self._turns = 0  # that were written, or could not be
         self._fault: Bug | None = None
         self._known = False  # somebody has had the fault
-        self._log = [0, 0]  # rows and bytes since what is live was told last
-        self._written = 0
-        self._unfolded = 0
+        self._row = 1  # of the next turn
+        self._log = [0, 0]  # rows and bytes since what is live was told anew
+        self._unfolded = self._unpruned = 0  # bytes of rows
+        self._pruned = now()
         self._folding: asyncio.Future[None] | None = None
         lock = locked(directory)
         if lock is None:
@@ -88,12 +92,14 @@ class Store:
             self._db = opened(directory / "store.db")
             closing.callback(self._db.close)
             with self.transaction() as db:
-                self.live.read(row for (row,) in db.execute("SELECT told FROM turns ORDER BY id"))
-                self.replies = Replies(db)
+                for row, told in db.execute("SELECT id, told FROM turns ORDER BY id"):
+                    self.live.read(told)
+                    self._row = row + 1
+                self.replies = Replies(db, self.live.spent)
                 self.lost = tuple(LostCall(*call) for call in self.live.calls.values())
                 self.live.calls.clear()
                 self.died_alone = self.live.only()
-                self._tell_again(db)
+                self._tell_anew(db)
             self._closing = closing.pop_all()
         self.turn = Turn(self.live)
 
@@ -122,12 +128,15 @@ class Store:
 
         It raises Bug where the file took no more, now or before: what failed once is not tried over and over.
         """
-        self.check()
+        if self._fault is not None:
+            self.check()
         turn = self._turns
-        self.soon()
+        if not self._due:
+            self.soon()
         while self._turns == turn:
             yield
-        self.check()
+        if self._fault is not None:
+            self.check()
 
     def soon(self) -> None:
         """The next flush is at the end of this turn of the loop: before a task that is made now has its first.
@@ -161,26 +170,21 @@ class Store:
     def _flush(self) -> None:
         for gather in self.gathers:
             gather()
-        count = self.pending
-        if not count and not self.replies.due:
+        if not self.pending:
             return
         now = self.now()
         told = self.turn.told(now)
+        if spent := self.replies.spent():
+            told.append(("r", *spent))
         batches = [(sql, rows.copy()) for sql, rows in self._batches.items() if rows]
         for rows in self._batches.values():
             rows.clear()
         with self.transaction() as db:
-            if told:
-                row = orjson.dumps(told)
-                db.execute("INSERT INTO turns VALUES (NULL, ?, ?)", (now, row))
-                self._log[0] += 1
-                self._log[1] += len(row)
-                self._unfolded += len(row)
-            self._unfolded += self.replies.write(now)
+            self._tell(db, now, orjson.dumps(told), self.replies.write(self._row))
             for sql, rows in batches:
                 db.executemany(sql, rows)
-            if self._log[0] > _TOLD_AGAIN[0] or self._log[1] > _TOLD_AGAIN[1]:
-                self._tell_again(db)
+            if self._log[0] > _TOLD_ANEW[0] or self._log[1] > _TOLD_ANEW[1]:
+                self._tell_anew(db)
         if self._folding is not None and self._folding.done():
             self._folding = None
             self._db.execute(_FOLD).close()  # what came in meanwhile; all of it folded, the next write begins anew
@@ -188,9 +192,7 @@ class Store:
             self._unfolded = 0
             with contextlib.suppress(RuntimeError):  # no loop runs, or its threads have ended: `close` folds too
                 self._folding = asyncio.get_running_loop().run_in_executor(None, self._fold)
-        self._written += count
-        if self._written >= _PRUNED:
-            self._written = 0
+        if self._unpruned >= self.bounds.size * _PRUNED or now - self._pruned >= self.bounds.age * _PRUNED:
             self._prune()
 
     def _fold(self) -> None:
@@ -201,9 +203,20 @@ class Store:
             for _ in range(2):  # the second time, what the first took so long for
                 db.execute(_FOLD)
 
-    def _tell_again(self, db: sqlite3.Connection) -> None:
-        cursor = db.execute("INSERT INTO turns VALUES (NULL, ?, ?)", (self.now(), self.live.told()))
-        db.execute("DELETE FROM turns WHERE id < ?", (cursor.lastrowid,))
+    def _tell(self, db: sqlite3.Connection, now: float, told: bytes, replies: Columns = (None, None, None)) -> None:
+        db.execute(_TELL, (self._row, now, told, *replies))
+        size = len(told) + sum([len(column) for column in replies if column is not None])
+        self._row += 1
+        self._log[0] += 1
+        self._log[1] += size
+        self._unfolded += size
+        self._unpruned += size
+
+    def _tell_anew(self, db: sqlite3.Connection) -> None:
+        for renew in self.renews:
+            renew(db)
+        db.execute(_FORGET, (self._row, orjson.dumps(self.replies.rows).decode()))
+        self._tell(db, self.now(), self.live.told())
         self._log = [0, 0]
 
     @contextlib.contextmanager
@@ -230,12 +243,13 @@ class Store:
 
         It runs in the loop, so that it does no more at a time than a moment allows; freed pages are written to again.
         """
-        oldest = self.now() - self.bounds.age
+        self._unpruned, self._pruned = 0, self.now()
+        oldest = self._pruned - self.bounds.age
         with self.transaction() as db:
             self.live.forget(oldest)
-            self._tell_again(db)
+            self._tell_anew(db)
             db.execute("DELETE FROM deaths WHERE at < ?", (oldest,))
-            self.replies.prune(oldest, self.now(), self.bounds.size)
+            self.replies.prune(oldest, self._pruned, self.bounds.size)
         for told in self.pruned:
             told()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sluiceway.core.errors import InputError
 
-FORMAT = 6
+FORMAT = 7
 
 # Whole or not at all: a process that dies here leaves the file as it was. Format 0 is a new file. 1 to 3 had a row for
 # each call and each job in flight; the last 16 bytes of a call's key were then what all of it is in 4.
@@ -62,7 +62,24 @@ COMMIT;
 """
 # In format 5 the log said each job and each call by itself (`archive/turns.py`).
 _TO_6 = "PRAGMA user_version = 6;"
-_UPGRADES = {**dict.fromkeys(range(4), (_TO_4, _TO_5, _TO_6)), 4: (_TO_5, _TO_6), 5: (_TO_6,), FORMAT: ()}
+# In format 6 replies had a table of their own.
+_TO_7 = """
+BEGIN IMMEDIATE;
+ALTER TABLE turns ADD COLUMN replies BLOB;
+ALTER TABLE turns ADD COLUMN tokens BLOB;
+ALTER TABLE turns ADD COLUMN numbers BLOB;
+INSERT INTO turns SELECT NULL, at, CAST('[]' AS BLOB), told, tokens, numbers FROM replies ORDER BY id;
+DROP TABLE replies;
+PRAGMA user_version = 7;
+COMMIT;
+"""
+_UPGRADES = {
+    **dict.fromkeys(range(4), (_TO_4, _TO_5, _TO_6, _TO_7)),
+    4: (_TO_5, _TO_6, _TO_7),
+    5: (_TO_6, _TO_7),
+    6: (_TO_7,),
+    FORMAT: (),
+}
 # What says something of the machine, and nothing of what is in the file.
 _MACHINE = (
     sqlite3.SQLITE_FULL,

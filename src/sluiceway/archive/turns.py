@@ -2,26 +2,31 @@
 
 A row is a JSON array of these, of a job in flight or of a call under way:
 
+    ["n", 0]                                     what is live is told anew: no row before says anything of it
     ["b", number]                                a process takes its first job, which has that number
-    ["T", at, group, topic, stage, job, ...]     jobs were taken; each is: number, partition, offset, timestamp
+    ["j", at, group, stage, number, place, ...]  jobs were taken, each from [topic, partition, offset, timestamp]
     ["p", number, ...]                           jobs are published
     ["d", number, ...]                           jobs need no memory any more
     ["l", number]                                jobs from this number on that still run ended with their process
     ["S", at, task, model, call, ...]            calls are made; each is: number, job_id
     ["e", number, ...]                           calls came back
+    ["i", at, name, digest, ...]                 jobs called a model: their names and inputs (`archive/inputs.py`)
+    ["r", row, ...]                              of the replies that lie with these rows none is needed any more
 
-What is live is held in memory, and told again from time to time: all rows before that are of no use then.
+What is live is held in memory, and told anew from time to time: then rows before that are kept for their replies alone.
 
-Up to format 5 each job and each call was an array of its own: ["t", number, group, place, stage, at], and
-["s", number, job_id, task, model, at]. A place was [topic, partition, offset, timestamp]; in format 4 one text with
-spaces between, its timestamp in milliseconds, and a published job's stage was 2. Of such a text "t" is written still.
+In format 6 jobs were taken by ["T", at, group, topic, stage, number, partition, offset, timestamp, ...]. Up to format 5
+each job and each call was an array of its own: ["t", number, group, place, stage, at], and ["s", number, job_id, task,
+model, at]. In format 4 a place was one text with spaces between, its timestamp in milliseconds, and a published job's
+stage was 2; such a text stays one.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
+from operator import attrgetter
 from typing import Any, Protocol
 
 import orjson
@@ -63,24 +68,32 @@ class Live:
     def __init__(self) -> None:
         self.jobs: dict[int, Flown] = {}
         self.calls: dict[int, Told] = {}
+        self.inputs: list[tuple[float, list[str]]] = []  # by turn: when; a name, its digest, the next name
+        self.spent: set[int] = set()  # rows
         self.highest = 0  # of a job's number
         self.first = 0  # the number of the last process's first job
 
-    def read(self, rows: Iterable[bytes]) -> None:
-        """Takes in what `rows` tell, in their order. One that is damaged tells nothing from where it is on."""
-        for row in rows:
-            with contextlib.suppress(*DAMAGED):
-                for item in orjson.loads(row):
-                    self._read(*item)
+    def read(self, row: bytes) -> None:
+        """Takes in what the next row tells. One that is damaged tells nothing from where it is on."""
+        with contextlib.suppress(*DAMAGED):
+            for item in orjson.loads(row):
+                self._read(*item)
 
     def _read(self, what: str, number: Any, *rest: Any) -> None:
         match what:
+            case "n":
+                for kind in (self.jobs, self.calls, self.inputs, self.spent):
+                    kind.clear()
             case "b":
                 self.first = int(number)
+            case "j":
+                group, stage, *jobs = rest
+                for one, place in zip(*[iter(jobs)] * 2, strict=True):
+                    self._took(one, group, place, stage, number)
             case "T":
                 group, topic, stage, *jobs = rest
                 for one, *place in zip(*[iter(jobs)] * 4, strict=True):
-                    self._took(one, group, [topic, *place], stage, number)
+                    self._took(one, group, (topic, *place), stage, number)
             case "t":
                 self._took(number, *rest)
             case "p":
@@ -101,6 +114,10 @@ class Live:
             case "e":
                 for one in (number, *rest):
                     self.calls.pop(one, None)
+            case "i":
+                self.inputs.append((float(number), [*map(str, rest)]))
+            case "r":
+                self.spent.update((number, *rest))
 
     def _took(self, number: int, group: str, place: Any, stage: int, at: float) -> None:
         if not isinstance(place, str):
@@ -128,6 +145,7 @@ class Live:
         """What is older than that."""
         self.drop([number for number, job in self.jobs.items() if job.at < before])
         self.calls = {number: call for number, call in self.calls.items() if call[3] >= before}
+        self.inputs = [one for one in self.inputs if one[0] >= before]
 
     def only(self) -> int | None:
         """The number of the job that ran when the last process died, None where it was not one alone."""
@@ -137,28 +155,20 @@ class Live:
     def told(self) -> bytes:
         """A row that says all of it."""
         calls = sorted(self.calls.items(), key=lambda call: call[1][1:])
-        told = [("b", self.first), *taken(self.jobs.values())]
+        told: list[Sequence[Any]] = [("n", 0), ("b", self.first), *taken(self.jobs.values())]
         for (task, model, at), each in groupby(calls, key=lambda call: call[1][1:]):
             told.append(("S", at, task, model, *chain.from_iterable([(number, call[0]) for number, call in each])))
+        told += [("i", at, *each) for at, each in self.inputs]
         return orjson.dumps(told)
 
 
-def taken(jobs: Iterable[Flown]) -> list[Sequence[Any]]:
-    """What the log says of them: those that follow one another share a row as far as they are alike."""
-    told: list[Sequence[Any]] = []
-    at, group, topic, stage = -1.0, "", "", -1
-    row: list[Any] = []
-    for job in jobs:
-        place = job.place
-        if isinstance(place, str):
-            told.append(("t", job.number, job.group, place, job.stage, job.at))
-            continue
-        if job.at != at or place[0] != topic or job.stage != stage or job.group != group:
-            at, group, topic, stage = job.at, job.group, place[0], job.stage
-            row = ["T", at, group, topic, stage]
-            told.append(row)
-        row += job.number, place[1], place[2], place[3]
-    return told
+def taken(jobs: Iterable[Flown]) -> Iterator[Sequence[Any]]:
+    """What the log says of them: those that follow one another share an array as far as they are alike."""
+    for alike, each in groupby(jobs, _ALIKE):
+        yield "j", *alike, *chain.from_iterable([(job.number, job.place) for job in each])
+
+
+_ALIKE = attrgetter("at", "group", "stage")
 
 
 class Made(Protocol):
@@ -179,6 +189,7 @@ class Turn:
     def __init__(self, live: Live) -> None:
         self.taken: list[Flown] = []
         self.called: list[Made] = []
+        self.seen: list[str] = []  # a job's name, its input's digest, the next job's name
         self.published: list[Flown] = []
         self.answered: list[int] = []  # numbers of calls that came to an end
         self.forgotten: list[Flown] = []  # jobs that need no memory any more
@@ -188,7 +199,7 @@ class Turn:
         self._calls = 0
 
     def __len__(self) -> int:
-        kinds = self.taken, self.called, self.published, self.answered, self.forgotten
+        kinds = self.taken, self.called, self.seen, self.published, self.answered, self.forgotten
         return sum([len(kind) for kind in kinds]) + self.landed
 
     def told(self, now: float) -> list[Sequence[Any]]:
@@ -199,11 +210,14 @@ class Turn:
             if live.first != self._first:
                 live.first = self._first
                 told.append(("b", self._first))
-            for number, flown in enumerate(self.taken, live.highest + 1):
-                flown.number, flown.at = number, now
+            number = live.highest
+            for flown in self.taken:
+                number += 1
+                flown.number = number
+                flown.at = now
                 live.jobs[number] = flown
+            live.highest = number
             told += taken(self.taken)
-            live.highest += len(self.taken)
         task = model = None
         row: list[Any] = []
         for number, made in enumerate(self.called, self._calls + 1):
@@ -216,6 +230,9 @@ class Turn:
             row += number, job.id
             live.calls[number] = job.id, task, model, now
         self._calls += len(self.called)
+        if self.seen:
+            told.append(("i", now, *self.seen))
+            live.inputs.append((now, self.seen.copy()))
         if self.published:  # of a job that was too old to be kept it says nothing
             told.append(("p", *[job.number for job in self.published]))
         if self.answered:
@@ -229,7 +246,7 @@ class Turn:
         if self.landed:
             told.append(("l", self._first))
             live.land(self._first)
-        for kind in (self.taken, self.called, self.published, self.answered, self.forgotten):
+        for kind in (self.taken, self.called, self.seen, self.published, self.answered, self.forgotten):
             kind.clear()
         self.landed = False
         return told

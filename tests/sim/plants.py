@@ -185,7 +185,7 @@ PLANTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
         (flight.StoreFlight, "was_published", "return place in self._own or", "return")
     ),
     "memory_covered_by_an_earlier_commit": _plant(
-        (flight.StoreFlight, "cover", "offset < commit.offset or", "True or"),
+        (flight.StoreFlight, "cover", "if job.place[2] < commit.offset", "if True"),
     ),
     "oversize_settles_unpublished": _plant((_J, "_acked", "if result is None:", "if True:")),
     # Work, runner, cascade.

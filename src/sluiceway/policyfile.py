@@ -45,7 +45,7 @@ def read_policy(path: str | Path, *, at: datetime | None = None) -> Policy:
         text,
         file=str(path),
         read=lambda name: _read(file.parent / name),
-        offers=lambda provider, model: _offer(provider, model, noon),
+        offers=lambda provider, model, tier: _offer(provider, model, tier, noon),
         locate=lambda name: _located(file.parent / name),
     )
     by_the_hour = tuple(
@@ -144,9 +144,9 @@ def _located(file: Path) -> tuple[str, str]:
         raise InputError("file", f"{file}: can't be read ({error.strerror})") from None
 
 
-def _offer(provider: str, model: str, at: datetime) -> Offer:
+def _offer(provider: str, model: str, tier: str | None, at: datetime) -> Offer:
     known = providers.find(provider)
-    listed = prices.find(provider, model, at)
+    listed = prices.find(provider, model, at, tier)
     return Offer(
         api=known.api if known else None,
         base_url=known.base_url if known else None,

@@ -57,7 +57,7 @@ class Letters:
         return "".join(map(chr, tokens))
 
 
-def offers(provider: str, model: str) -> Offer:
+def offers(provider: str, model: str, _tier: str | None = None) -> Offer:
     """Two providers and their prices; nothing is known of any other."""
     if provider == "openai":
         price = None if model == "no-price" else CHEAP_PRICE

@@ -79,6 +79,7 @@ def test_a_service_tier_has_its_own_price() -> None:
     assert flex is not None
     assert plain is not None
     assert flex.price.input_mtok * 2 == plain.price.input_mtok
+    assert flex.origin == f"{plain.origin} (service tier flex)"
 
 
 def test_an_unknown_name_has_no_price_but_close_spellings() -> None:

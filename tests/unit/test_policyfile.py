@@ -44,6 +44,19 @@ def test_the_smallest_policy_is_priced_by_the_library(tmp_path: Path) -> None:
     assert policy.warnings == ()
 
 
+def test_a_model_is_priced_in_the_service_tier_it_is_asked_in(tmp_path: Path) -> None:
+    """priority is twice the standard price of it: a budget that counted the standard one would spend double."""
+    cheap = SMALLEST["models"]["cheap"]
+    dear = {**cheap, "params": {**cheap["params"], "service_tier": "priority"}}
+    plain, policy = (
+        read_policy(write(tmp_path, {**SMALLEST, "models": {**SMALLEST["models"], "cheap": model}}))
+        for model in (cheap, dear)
+    )
+    assert policy.models["cheap"].price.input_mtok == 2 * plain.models["cheap"].price.input_mtok
+    assert policy.prices["cheap"] == f"{plain.prices['cheap']} (service tier priority)"
+    assert policy.digest != plain.digest
+
+
 def test_files_are_found_from_the_policy_and_not_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompt, schema and recording lie beside it; the digest holds what is in them, not where they lie."""
     digests = set()

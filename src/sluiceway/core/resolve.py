@@ -30,7 +30,8 @@ class Offer(NamedTuple):
     json_mode: JsonMode | None = None  # the strictest that the provider takes
 
 
-Offers = Callable[[str, str], Offer]
+Offers = Callable[[str, str, str | None], Offer]
+"""What is known of a provider's model in a service tier (None: its standard one)."""
 Read = Callable[[str], str]
 """The text of a file named in the policy, relative to it. Raises InputError when it can't be read."""
 Locate = Callable[[str], tuple[str, str]]
@@ -54,7 +55,7 @@ class Resolver:
 
     def model(self, name: str, model: Model) -> Model:
         """The model with its endpoints, its price and its file in place."""
-        offer = self._offers(model.provider, model.model)
+        offer = self._offers(model.provider, model.model, model.params.service_tier)
         path: Path = ("models", name)
         written = model.model_fields_set
         api = model.api if "api" in written else offer.api or Api.OPENAI

@@ -29,7 +29,8 @@ class Listed(NamedTuple):
 def find(provider: str, model: str, at: datetime, service_tier: str | None = None) -> Listed | None:
     """The price of `model` at that provider at the instant `at`, or None where the library knows none.
 
-    A price that changes by the hour (DeepSeek's peak hours) is the one that holds at `at`; the origin then says so.
+    A price that changes by the hour (DeepSeek's peak hours) is the one that holds at `at`, and a service tier that has
+    a price of its own has that; the origin then says so.
     """
     lister = _lister(provider)
     found = lister.find_model(model.lower(), all_providers=_snapshot().providers) if lister else None
@@ -40,6 +41,8 @@ def find(provider: str, model: str, at: datetime, service_tier: str | None = Non
     if price is None:
         return None
     origin = f"genai-prices {version('genai-prices')}: {lister.id}/{found.id}"
+    if service_tier and price != _price(found.get_prices(at)):
+        origin += f" (service tier {service_tier})"
     if _by_the_hour(found):
         origin += f" (varies by the hour; as of {at:%H:%M %Z})"
     return Listed(price, origin, found.context_window)

@@ -47,6 +47,21 @@ async def test_a_record_of_a_topic_made_anew_joins_nobody_elses_run() -> None:
     assert role.stream.stats(0.0)[0].watermark == 2
 
 
+async def test_a_job_that_ends_while_the_last_commit_is_made_counts_as_unfinished() -> None:
+    """Nothing of it is published: whoever reads how many jobs a revoke left hears of it too."""
+    role = RunningRole()
+    await role.run(a_record(0))
+    await role.jobs.shut(0.0)
+    role.gate.set()
+    await turns()
+    role.gate.clear()
+    await role.run(a_record(1))
+    role.stream.revoke([role.partition])
+    assert (role.jobs.part(), role.jobs.part()) == (2, 1)
+    assert not role.publisher.sent
+    role.jobs.cancel()
+
+
 async def test_a_drain_that_a_rebalance_has_emptied_ends_at_once() -> None:
     """A stop waits for what runs; a rebalance beside it takes the partition, and there is nothing to wait for."""
     role = RunningRole()

@@ -65,6 +65,7 @@ class RunningJobs:
         self._drains: list[tuple[asyncio.Future[None], list[Partition]]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._shut = False  # a last commit is made: what ends now would not be in it
+        self._late = 0  # jobs that ended since then
         self._quiet: asyncio.Future[None] | None = None
 
     @property
@@ -93,8 +94,11 @@ class RunningJobs:
             self._quiet = None
 
     def part(self) -> int:
-        """What still runs of ended epochs: detached, or cancelled where an order of work forbids it to go on."""
-        self._shut = False
+        """How many jobs of ended epochs count for nothing: those that ended since `shut`, and those that still run.
+
+        These are detached, or cancelled where an order of work forbids them to go on.
+        """
+        late, self._late, self._shut = self._late, 0, False
         if not self._loop.is_running():
             return 0  # a revoke that is closed with its loop: nobody is there to be told
         gone = [job for job in self._running if job.held.gone]
@@ -108,7 +112,7 @@ class RunningJobs:
             else:
                 self._detached[_place(job)] = job
         self._sweep_soon()  # whoever waits for a partition to be drained waits no more
-        return len(gone)
+        return late + len(gone)
 
     def start(self, now: float) -> None:
         running, flight = self._running, self._flight
@@ -162,6 +166,7 @@ class RunningJobs:
                 flight.begin(record)
                 outgoing = await self._work(record)
             if job.held.gone or self._shut:
+                self._late += not job.held.gone
                 flight.drop(record)
                 self._drop(job)
                 return

@@ -220,6 +220,23 @@ async def test_the_store_is_bounded_by_age_and_by_size(tmp_path: Path) -> None:
     store.close()
 
 
+async def test_the_store_keeps_to_its_size_by_itself(tmp_path: Path) -> None:
+    """Replies that no commit ever releases, many times the room: the oldest make room for the newest."""
+    time, room = Time(), 2_000_000
+    store = a_store(tmp_path, time, Bounds(size=room))
+    size = "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, "
+    largest = 0
+    for number in range(1_000):
+        time.now += 1.0
+        store.replies.keep(f"{number:040x}", Reply("x" * 10_000, Usage()))
+        store.flush()
+        largest = max(largest, store.row(f"{size} pragma_page_size", ())[0])
+    assert room / 2 < largest < 1.1 * room
+    assert store.replies.held(f"{999:040x}") is not None
+    assert store.replies.held(f"{0:040x}") is None
+    store.close()
+
+
 async def test_a_cancelled_wait_takes_nobody_with_it(tmp_path: Path) -> None:
     """Calls of one turn share a write, never a fate."""
     store = a_store(tmp_path)

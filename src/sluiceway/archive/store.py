@@ -34,7 +34,7 @@ _SLOTS = 256
 _TELL = "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?)"
 _FORGET = "DELETE FROM turns WHERE id < ? AND id NOT IN (SELECT value FROM json_each(?))"
 _TOLD_ANEW = (2_000, 4 << 20)  # rows, or bytes, of the log after which what is live is told anew
-_PRUNED = 1 / 16  # of the room is written, or of the age goes by, between two looks at the bounds
+_PRUNED = 1 / 100  # of the room is written, or of the age goes by, between two looks: a look forgets twice as much
 _FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
 _FOLDED = 4 << 20  # bytes of rows between two times that SQLite's log goes into the file
 

@@ -161,7 +161,8 @@ async def test_a_row_that_is_damaged_is_a_row_that_is_gone(tmp_path: Path, colum
         if column == "replies":
             db.execute("UPDATE turns SET replies = ? WHERE id = ?", (damage, rows["j1"]))
         else:
-            db.execute("INSERT INTO turns (id, at, told) SELECT max(id) + 1, 1000.0, ? FROM turns", (damage,))
+            db.execute("UPDATE turns SET id = id + 1000 WHERE id > ?", (rows["j1"],))
+            db.execute("INSERT INTO turns (id, at, told) VALUES (?, 1000.0, ?)", (rows["j1"] + 1, damage))
         db.commit()
     with dead(store, tmp_path / "1") as again:
         assert held(again, a_job("j2"), a_call()) == REPLY
@@ -173,7 +174,8 @@ async def test_a_row_that_is_damaged_is_a_row_that_is_gone(tmp_path: Path, colum
         await pays(again, a_job("j3"), a_call(), REPLY)
         journal.entry(a_job("j3", "other"), a_call())
         again.flush()
-        assert len(again.replies.rows) == (2 if column == "replies" else 3)
+        kept = "SELECT count(*) FROM turns WHERE replies IS NOT NULL"
+        assert again.row(kept, ()) == (2 if column == "replies" else 3,)
         journal.entry(a_job("j3", "another"), a_call())
         again.flush()
         assert told == ["j3"]

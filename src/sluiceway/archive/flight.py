@@ -176,11 +176,9 @@ class StoreFlight:
         done = [job for job in uncovered if job.place[2] < commit.offset]
         if len(done) < len(uncovered):
             covers = _finished(commit)
-            left: list[Flown] = []
-            for job in uncovered:
-                if (offset := job.place[2]) >= commit.offset:
-                    (done if covers(offset) else left).append(job)
-            if left:
+            above = [job for job in uncovered if job.place[2] >= commit.offset]
+            done += [job for job in above if covers(job.place[2])]
+            if left := [job for job in above if not covers(job.place[2])]:
                 self._uncovered[commit.partition] = left
         self._own.difference_update([job.place for job in done])
         if self._published:

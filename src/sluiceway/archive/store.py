@@ -128,15 +128,12 @@ class Store:
 
         It raises Bug where the file took no more, now or before: what failed once is not tried over and over.
         """
-        if self._fault is not None:
-            self.check()
+        self.check()
         turn = self._turns
-        if not self._due:
-            self.soon()
+        self.soon()
         while self._turns == turn:
             yield
-        if self._fault is not None:
-            self.check()
+        self.check()
 
     def soon(self) -> None:
         """The next flush is at the end of this turn of the loop: before a task that is made now has its first.

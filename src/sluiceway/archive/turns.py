@@ -210,13 +210,10 @@ class Turn:
             if live.first != self._first:
                 live.first = self._first
                 told.append(("b", self._first))
-            number = live.highest
-            for flown in self.taken:
-                number += 1
-                flown.number = number
-                flown.at = now
+            for number, flown in enumerate(self.taken, live.highest + 1):
+                flown.number, flown.at = number, now
                 live.jobs[number] = flown
-            live.highest = number
+            live.highest += len(self.taken)
             told += taken(self.taken)
         task = model = None
         row: list[Any] = []
